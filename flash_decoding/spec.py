@@ -170,6 +170,39 @@ class KVCache:
         return self.k.shape[2]
 
 
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """Rotary position embedding of the first ``rotary_dim`` elements of queries and new keys.
+
+    Token ``i`` of the new keys is rotated by its slot ``cache_seqlens + i``; query token ``i`` too if
+    ``advance_q``, else every query token by ``cache_seqlens`` (flash-attn's rule without a causal mask).
+    """
+
+    cos: Tensor
+    """(positions, rotary_dim // 2), the dtype of q."""
+    sin: Tensor
+    interleaved: bool = False
+    """True rotates neighbours (2i, 2i+1), as GPT-J; False rotates halves (i, i + rotary_dim // 2), as NeoX."""
+    advance_q: bool = True
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * self.cos.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class NewTokens:
+    """Keys and values on their way into a cache, with the queries that are rotated alongside."""
+
+    k: Tensor
+    """(batch, new_len, heads_kv, head_dim)."""
+    v: Tensor
+    rotary: Rotary | None = None
+    q: Tensor | None = None
+    q_rotated: Tensor | None = None
+    """Receives the rotated q; given exactly when rotary and q are."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A call in plain numbers: all that the planner needs, and nothing that changes while tokens arrive."""
