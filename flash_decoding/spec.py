@@ -182,7 +182,7 @@ class Rotary:
     """(positions, rotary_dim // 2), the dtype of q."""
     sin: Tensor
     interleaved: bool = False
-    """True rotates neighbours (2i, 2i+1), as GPT-J; False rotates halves (i, i + rotary_dim // 2), as NeoX."""
+    """True rotates neighbours (2i, 2i+1), as GPT-J; False halves (i, i + rotary_dim // 2), as NeoX."""
     advance_q: bool = True
 
     @property
