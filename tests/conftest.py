@@ -1,0 +1,62 @@
+"""What every test shares: the device, poisoned scratch memory, seeds, Triton interpreted where no GPU is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+HAS_GPU = torch.cuda.is_available()
+
+if not HAS_GPU:
+    # Triton decides when a kernel is decorated, so this stands before anything can import a kernel.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores among themselves; threads of PyTorch on top only make them wait for each other.
+    torch.set_num_threads(1)
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "lazy_memory: torch.empty stays unwritten in this test (huge, mostly unused allocations)"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_GPU:
+        return
+    skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False (make gpu runs it)")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run: the GPU, or the CPU with Triton's interpreter."""
+    return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Seed the generators and poison uninitialised memory: NaN in floats, the largest value in integers.
+
+    Scratch that nobody wrote then shows in the result, whoever allocated it and however (empty, empty_like,
+    new_empty, empty_strided). PyTorch poisons only in its deterministic mode, hence that switch; it warns
+    where an operator has no deterministic form, and goes on.
+    """
+    torch.manual_seed(0)
+    if request.node.get_closest_marker("lazy_memory") is not None:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
