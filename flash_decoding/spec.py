@@ -224,6 +224,8 @@ class Problem:
     dense: bool = False
     """Every sequence is known to fill the cache: no lengths, pages, padding or ragged queries."""
     return_lse: bool = True
+    ragged: bool = False
+    """Sequences have different q_len; ``q_len`` is the longest."""
 
     @property
     def group(self) -> int:

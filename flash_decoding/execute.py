@@ -1,0 +1,135 @@
+"""From records to launches: plan the call, allocate its outputs and scratch, run the variant.
+
+Imports the kernels only when a GPU call comes, so that a machine without Triton has the CPU path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_decoding import cpu, sdpa
+from flash_decoding.errors import InvalidInput
+from flash_decoding.plan import Hardware, make_plan
+from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
+
+
+def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse: bool) -> Problem:
+    """The call in plain numbers, for the planner."""
+    capacity = cache.capacity
+    indirect = (cache.block_table, cache.cache_batch_idx, cache.cache_leftpad)
+    return Problem(
+        batch=queries.batch,
+        q_len=queries.q_len,
+        heads_q=queries.heads,
+        heads_kv=cache.heads,
+        head_dim=queries.q.shape[-1],
+        head_dim_v=cache.v.shape[-1],
+        kv_len=min(capacity, cache.max_kv_len) if cache.max_kv_len else capacity,
+        element_bytes=queries.q.element_size(),
+        page_size=cache.page_size,
+        window_left=options.window_left,
+        window_right=options.window_right,
+        plain=options.is_plain,
+        dense=cache.cache_seqlens is None and not queries.is_ragged and all(x is None for x in indirect),
+        return_lse=return_lse,
+        ragged=queries.is_ragged,
+    )
+
+
+def attention(
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    *,
+    num_splits: int = 0,
+    batch_invariant: bool = False,
+    return_lse: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Attention over a cache by whatever the planner chooses.
+
+    Returns:
+        out: contiguous, like q with head_dim_v as last dimension.
+        lse: (batch, heads_q, q_len), or (heads_q, total_q) when ragged, fp32; empty unless asked for.
+
+    Raises:
+        Unsupported: nothing here runs the call on this device; the message has every variant's reasons.
+    """
+    problem = problem_of(queries, cache, options, return_lse=return_lse)
+    hardware = Hardware.of(queries.q.device)
+    plan = make_plan(problem, hardware, num_splits=num_splits, batch_invariant=batch_invariant)
+    if plan.variant == "cpu":
+        out, lse = cpu.attend(
+            queries, cache, options, num_splits=plan.num_splits, split_tokens=plan.split_tokens
+        )
+        return out, lse if return_lse else lse.new_empty(0)
+    if plan.variant == "sdpa":
+        return sdpa.attend(queries, cache, options), _new(queries, 0)
+    return run_kernels(queries, cache, options, plan, return_lse=return_lse)
+
+
+def run_kernels(
+    queries: Queries, cache: KVCache, options: Options, plan: Plan, *, return_lse: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The Triton variant of :func:`attention`, for a plan in hand."""
+    from flash_decoding.kernels import attend, combine
+
+    q = queries.q
+    heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
+    tokens = q.numel() // (heads * q.shape[-1])
+    out = q.new_empty((*q.shape[:-1], head_dim_v))
+    lse, lse_strides = _new_lse(queries, return_lse)
+    target = lse if return_lse else None
+    if splits == 1:
+        attend.launch(queries, cache, options, plan, out=out, lse=target, lse_strides=(*lse_strides, 0))
+        return out, lse
+    parts = _new(queries, tokens, heads, splits, head_dim_v)
+    part_lse = _new(queries, tokens, heads, splits)
+    sequence = 0 if queries.is_ragged else queries.q_len * heads * splits
+    part_strides = (sequence, splits, heads * splits, 1)
+    attend.launch(queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides)
+    combine.launch(
+        queries, cache, options, plan, parts=parts, part_lse=part_lse, out=out, lse=target, lse_strides=lse_strides
+    )
+    return out, lse
+
+
+def append_kv(new: NewTokens, cache: KVCache) -> None:
+    """Write new keys and values into the cache in place; rotate them, and the queries, on the way."""
+    if new.k.device.type == "cpu":
+        cpu.append(new, cache)
+    else:
+        from flash_decoding.kernels import append
+
+        append.launch(new, cache)
+
+
+def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge partial results along their first dimension.
+
+    Args:
+        outs: (splits, batch, q_len, heads_q, head_dim_v).
+        lses: (splits, batch, heads_q, q_len) fp32, natural logarithm.
+    """
+    if outs.device.type == "cpu":
+        return cpu.merge(outs, lses)
+    from flash_decoding.kernels import combine
+
+    out, lse = outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
+    combine.merge(outs, lses, out=out, lse=lse)
+    return out, lse
+
+
+def _new(queries: Queries, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=queries.q.device)
+
+
+def _new_lse(queries: Queries, wanted: bool) -> tuple[Tensor, tuple[int, int, int]]:
+    """A fresh lse and its strides over (sequence, head, token)."""
+    if not wanted:
+        return _new(queries, 0), (0, 0, 0)
+    if queries.is_ragged:
+        total = queries.q.shape[0]
+        return _new(queries, queries.heads, total), (0, total, 1)
+    lse = _new(queries, queries.batch, queries.heads, queries.q_len)
+    return lse, (lse.stride(0), lse.stride(1), lse.stride(2))

@@ -1,0 +1,197 @@
+"""New keys and values into a cache, in place, with rotary embedding of keys and queries on the way.
+
+Grid (one dimension): groups of BLOCK_H heads (key/value heads first, then query heads), tokens, sequences.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from flash_decoding.kernels import load
+from flash_decoding.kernels.attend import block_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flash_decoding.spec import KVCache, NewTokens
+
+MAX_BLOCK_H = 8
+"""Heads per program: 8 heads of 128 elements are what 4 warps load in one go."""
+
+VARYING = (
+    "new_len q_len capacity pages cache_rows table_stride positions "
+    "cache_seqlens_ptr cache_batch_idx_ptr block_table_ptr"
+).split()
+
+
+@triton.jit
+def rotated(
+    x_ptrs: tl.tensor,
+    cols: tl.tensor,
+    mask: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    position: tl.tensor,
+    rotary_strides: tl.tuple,  # position of cos, position of sin
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+) -> tl.tensor:
+    """(heads, columns) of x with its first ROTARY_DIM columns rotated, in fp32.
+
+    Column c and its partner p turn by angle f: x_c cos f -+ x_p sin f. The layouts differ in who is the partner
+    and which frequency a column has, and in nothing else.
+    """
+    x = tl.load(x_ptrs + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    if ROTARY_DIM == 0:
+        return x
+    half: tl.constexpr = ROTARY_DIM // 2
+    if INTERLEAVED:
+        frequency, first = cols // 2, cols % 2 == 0
+        partner = tl.where(first, cols + 1, cols - 1)
+    else:
+        frequency, first = cols % half, cols < half
+        partner = tl.where(first, cols + half, cols - half)
+    turns = cols < ROTARY_DIM
+    cos = tl.load(cos_ptr + position * rotary_strides[0] + frequency, mask=turns, other=1.0).to(tl.float32)
+    sin = tl.load(sin_ptr + position * rotary_strides[1] + frequency, mask=turns, other=0.0).to(tl.float32)
+    other = tl.load(x_ptrs + partner[None, :], mask=mask & turns[None, :], other=0.0).to(tl.float32)
+    return x * cos[None, :] + tl.where(first, -other, other) * sin[None, :]
+
+
+@triton.jit(do_not_specialize=VARYING)
+def append_kernel(
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    q_ptr: tl.tensor,
+    k_cache_ptr: tl.tensor,
+    v_cache_ptr: tl.tensor,
+    q_rotated_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    k_strides: tl.tuple,  # sequence, token, head
+    v_strides: tl.tuple,
+    q_strides: tl.tuple,
+    k_cache_strides: tl.tuple,  # page, slot, head
+    v_cache_strides: tl.tuple,
+    q_rotated_strides: tl.tuple,
+    rotary_strides: tl.tuple,
+    cache_seqlens_ptr: tl.tensor,
+    cache_batch_idx_ptr: tl.tensor,
+    block_table_ptr: tl.tensor,
+    new_len: tl.tensor,
+    q_len: tl.tensor,
+    capacity: tl.tensor,
+    pages: tl.tensor,
+    cache_rows: tl.tensor,
+    table_stride: tl.tensor,
+    positions: tl.tensor,
+    HEADS_KV: tl.constexpr,
+    HEADS_Q: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    ROTARY_DIM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    ADVANCE_Q: tl.constexpr,
+) -> None:
+    kv_blocks: tl.constexpr = (HEADS_KV + BLOCK_H - 1) // BLOCK_H
+    blocks: tl.constexpr = kv_blocks + (HEADS_Q + BLOCK_H - 1) // BLOCK_H
+    pid = tl.program_id(0)
+    tokens = tl.maximum(new_len, q_len)
+    block = pid % blocks
+    token = pid // blocks % tokens
+    b = tl.cast(pid // (blocks * tokens), tl.int64)
+    length = tl.maximum(tl.load(cache_seqlens_ptr + b), 0)
+    cols = tl.arange(0, BLOCK_D)
+    if block < kv_blocks:
+        heads = block * BLOCK_H + tl.arange(0, BLOCK_H)
+        slot = length + token
+        if (token < new_len) & (slot < capacity):
+            row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
+            page, place = load.place(row, slot, 0, slot + 1, block_table_ptr, table_stride, pages, PAGE_SIZE, 1)
+            wide = heads.to(tl.int64)
+            mask = (heads < HEADS_KV)[:, None] & (cols < HEAD_DIM)[None, :]
+            k_ptrs = k_ptr + b * k_strides[0] + tl.cast(token, tl.int64) * k_strides[1] + (wide * k_strides[2])[:, None]
+            position = tl.cast(tl.minimum(slot, positions - 1), tl.int64)
+            k = rotated(k_ptrs, cols, mask, cos_ptr, sin_ptr, position, rotary_strides, ROTARY_DIM, INTERLEAVED)
+            k_at = k_cache_ptr + page * k_cache_strides[0] + place * k_cache_strides[1]
+            k_at += (wide * k_cache_strides[2])[:, None] + cols[None, :]
+            tl.store(k_at, k.to(k_cache_ptr.dtype.element_ty), mask=mask)
+            cols_v = tl.arange(0, BLOCK_DV)
+            mask_v = (heads < HEADS_KV)[:, None] & (cols_v < HEAD_DIM_V)[None, :]
+            v_ptrs = v_ptr + b * v_strides[0] + tl.cast(token, tl.int64) * v_strides[1]
+            v = tl.load(v_ptrs + (wide * v_strides[2])[:, None] + cols_v[None, :], mask=mask_v)
+            v_at = v_cache_ptr + page * v_cache_strides[0] + place * v_cache_strides[1]
+            tl.store(v_at + (wide * v_cache_strides[2])[:, None] + cols_v[None, :], v, mask=mask_v)
+    elif token < q_len:
+        heads = ((block - kv_blocks) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
+        mask = (heads < HEADS_Q)[:, None] & (cols < HEAD_DIM)[None, :]
+        slot = length + token if ADVANCE_Q else length
+        position = tl.cast(tl.minimum(slot, positions - 1), tl.int64)
+        wide_token = tl.cast(token, tl.int64)
+        q_ptrs = q_ptr + b * q_strides[0] + wide_token * q_strides[1] + (heads * q_strides[2])[:, None]
+        q = rotated(q_ptrs, cols, mask, cos_ptr, sin_ptr, position, rotary_strides, ROTARY_DIM, INTERLEAVED)
+        q_at = q_rotated_ptr + b * q_rotated_strides[0] + wide_token * q_rotated_strides[1]
+        q_at += (heads * q_rotated_strides[2])[:, None] + cols[None, :]
+        tl.store(q_at, q.to(q_rotated_ptr.dtype.element_ty), mask=mask)
+
+
+def launch(new: NewTokens, cache: KVCache) -> None:
+    """Write ``new.k`` and ``new.v`` at ``cache_seqlens``, and ``new.q_rotated`` where rotary is given.
+
+    Tokens beyond the capacity are dropped: the caller has checked what can be checked without a sync.
+    """
+    k, v, rotary, table = new.k, new.v, new.rotary, cache.block_table
+    batch, new_len, heads_kv, head_dim = k.shape
+    q = new.q if rotary is not None else None
+    q_len, heads_q = (0, 0) if q is None else (q.shape[1], q.shape[2])
+    block_h = min(MAX_BLOCK_H, triton.next_power_of_2(heads_kv))
+    blocks = triton.cdiv(heads_kv, block_h) + triton.cdiv(heads_q, block_h)
+    append_kernel[(blocks * max(new_len, q_len) * batch,)](
+        k,
+        v,
+        q,
+        cache.k,
+        cache.v,
+        new.q_rotated,
+        None if rotary is None else rotary.cos,
+        None if rotary is None else rotary.sin,
+        k.stride()[:3],
+        v.stride()[:3],
+        _strides(q),
+        cache.k.stride()[:3],
+        cache.v.stride()[:3],
+        _strides(new.q_rotated),
+        (0, 0) if rotary is None else (rotary.cos.stride(0), rotary.sin.stride(0)),
+        cache.cache_seqlens,
+        cache.cache_batch_idx,
+        table,
+        new_len,
+        q_len,
+        cache.capacity,
+        cache.k.shape[0],
+        cache.k.shape[0] if table is None else table.shape[0],
+        0 if table is None else table.stride(0),
+        0 if rotary is None else rotary.cos.shape[0],
+        HEADS_KV=heads_kv,
+        HEADS_Q=heads_q,
+        HEAD_DIM=head_dim,
+        HEAD_DIM_V=v.shape[-1],
+        BLOCK_D=block_of(head_dim),
+        BLOCK_DV=block_of(v.shape[-1]),
+        BLOCK_H=block_h,
+        PAGE_SIZE=cache.page_size,
+        ROTARY_DIM=0 if rotary is None else rotary.rotary_dim,
+        INTERLEAVED=rotary is not None and rotary.interleaved,
+        ADVANCE_Q=rotary is not None and rotary.advance_q,
+    )
+
+
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if x is None else x.stride()[:3]

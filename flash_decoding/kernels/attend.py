@@ -1,0 +1,218 @@
+"""Attention of packed query rows over a share of the keys: FlashAttention with one split, Flash-Decoding with more.
+
+    out_s = softmax(scores over the keys of split s) v        lse_s = log sum exp(scores)
+
+Grid (one dimension): row tiles, key/value heads, splits, sequences, fastest first, so that programs running
+together read neighbouring heads of the same tokens. A program holds BLOCK_M of the ``q_len * group`` rows that
+share a key/value head: grouped query heads and query tokens are packed alike, and read each key once.
+
+Splits are of the live keys, measured on the device: what the grid costs follows the capacity, what the
+programs read follows the lengths. A split without keys writes nothing, and the combine does not look at it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from flash_decoding.kernels import keys, load, score, softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flash_decoding.spec import KVCache, Options, Plan, Queries
+
+# What changes from call to call must not choose the compiled kernel (contract C6).
+VARYING = (
+    "max_q_len new_tokens capacity pages cache_rows num_splits split_tiles window_left window_right "
+    "table_stride cu_seqlens_q_ptr cache_seqlens_ptr cache_leftpad_ptr cache_batch_idx_ptr block_table_ptr"
+).split()
+
+
+@triton.jit(do_not_specialize=VARYING)
+def attend_kernel(
+    q_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    lse_ptr: tl.tensor,
+    q_strides: tl.tuple,  # token of the batch, token, head
+    k_strides: tl.tuple,  # page, slot, head
+    v_strides: tl.tuple,
+    lse_strides: tl.tuple,  # sequence, head, token, split
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cache_batch_idx_ptr: tl.tensor,
+    block_table_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    alibi_ptr: tl.tensor,
+    alibi_strides: tl.tuple,
+    sinks_ptr: tl.tensor,
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    max_q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    pages: tl.tensor,
+    cache_rows: tl.tensor,
+    table_stride: tl.tensor,
+    num_splits: tl.tensor,
+    split_tiles: tl.tensor,
+    HEADS_KV: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+) -> None:
+    row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
+    pid = tl.program_id(0)
+    row = pid % row_tiles * BLOCK_M
+    head_kv = pid // row_tiles % HEADS_KV
+    split = pid // (row_tiles * HEADS_KV) % num_splits
+    b = pid // (row_tiles * HEADS_KV * num_splits)
+
+    q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
+    if row >= q_len * GROUP:
+        return
+    first, end = keys.live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
+    lo, hi = keys.visible_slots(
+        row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
+    )
+    origin, tiles, per_split, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    if split >= live_splits:
+        return
+
+    rows = row + tl.arange(0, BLOCK_M)
+    token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
+    cols = tl.arange(0, BLOCK_D)
+    in_q = rows < q_len * GROUP
+    q_base = q_ptr + (tl.cast(b, tl.int64) * q_strides[0] if cu_seqlens_q_ptr is None else q_start * q_strides[1])
+    q_offsets = (token.to(tl.int64) * q_strides[1] + head.to(tl.int64) * q_strides[2])[:, None] + cols[None, :]
+    q = tl.load(q_base + q_offsets, mask=in_q[:, None] & (cols < HEAD_DIM)[None, :], other=0.0)
+
+    m, l, acc = softmax.empty(BLOCK_M, BLOCK_DV)
+    if sinks_ptr is not None:
+        if split == 0:  # the sink belongs to one split, so that the merge counts it once
+            m = tl.load(sinks_ptr + head, mask=in_q, other=0.0).to(tl.float32) * softmax.LOG2E
+            l += 1.0
+
+    position = end - q_len + token
+    slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
+    cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
+    k_base = k_ptr + tl.cast(head_kv, tl.int64) * k_strides[2]
+    v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
+    lanes = tl.arange(0, BLOCK_N)
+    first_tile = split * per_split
+    for tile in tl.range(origin + first_tile, origin + tl.minimum(first_tile + per_split, tiles)):
+        start = tile * BLOCK_N
+        slots = start + lanes
+        live = (slots >= lo) & (slots < hi)
+        page, slot = load.place(
+            cache_row, start, lanes, hi, block_table_ptr, table_stride, pages, PAGE_SIZE, BLOCK_N
+        )
+        k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
+        sees = keys.row_sees(slots, position, lo, hi, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
+        v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
+        m, l, acc = softmax.update(m, l, acc, tl.where(sees, scores, float("-inf")), v)
+
+    cols_v = tl.arange(0, BLOCK_DV)
+    out = acc / softmax.denominator(l)[:, None]
+    flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
+    out_ptrs = out_ptr + (flat_row * HEAD_DIM_V)[:, None] + cols_v[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=in_q[:, None] & (cols_v < HEAD_DIM_V)[None, :])
+    if lse_ptr is not None:
+        lse_token = token if cu_seqlens_q_ptr is None else q_start + token
+        lse_base = lse_ptr + tl.cast(b, tl.int64) * lse_strides[0] + split * lse_strides[3]
+        lse_offsets = head.to(tl.int64) * lse_strides[1] + lse_token.to(tl.int64) * lse_strides[2]
+        tl.store(lse_base + lse_offsets, softmax.log_sum_exp(m, l), mask=in_q)
+
+
+def launch(
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    out: Tensor,
+    lse: Tensor | None,
+    lse_strides: tuple[int, int, int, int],
+) -> None:
+    """Launch on the device of the tensors.
+
+    Args:
+        queries: the query tokens.
+        cache: the keys and values.
+        options: scale, window, softcap, ALiBi, sinks.
+        plan: tile and splits.
+        out: contiguous (tokens, heads_q, num_splits, head_dim_v), of the dtype to write.
+        lse: where the log-sum-exps go, or None.
+        lse_strides: of lse, for (sequence, head, token, split).
+    """
+    q, tile = queries.q, plan.tile
+    heads_kv = cache.heads
+    group = queries.heads // heads_kv
+    row_tiles = triton.cdiv(queries.q_len * group, tile.block_m)
+    programs = row_tiles * heads_kv * plan.num_splits * queries.batch
+    table, alibi = cache.block_table, options.alibi_slopes
+    attend_kernel[(programs,)](
+        q,
+        cache.k,
+        cache.v,
+        out,
+        lse,
+        (0, *q.stride()[:2]) if queries.is_ragged else q.stride()[:3],
+        cache.k.stride()[:3],
+        cache.v.stride()[:3],
+        lse_strides,
+        cache.cache_seqlens,
+        cache.cache_leftpad,
+        cache.cache_batch_idx,
+        table,
+        queries.cu_seqlens_q,
+        alibi,
+        score.alibi_strides(alibi),
+        options.sinks,
+        options.softmax_scale,
+        options.softcap,
+        options.window_left,
+        options.window_right,
+        queries.q_len,
+        cache.new_tokens,
+        cache.capacity,
+        cache.k.shape[0],
+        cache.k.shape[0] if table is None else table.shape[0],
+        0 if table is None else table.stride(0),
+        plan.num_splits,
+        plan.split_tokens // tile.block_n,
+        HEADS_KV=heads_kv,
+        GROUP=group,
+        HEAD_DIM=q.shape[-1],
+        HEAD_DIM_V=cache.v.shape[-1],
+        BLOCK_D=block_of(q.shape[-1]),
+        BLOCK_DV=block_of(cache.v.shape[-1]),
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        PAGE_SIZE=cache.page_size,
+        SOFTCAP=options.softcap > 0,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **keys.bounds(options, queries.q_len),
+    )
+
+
+def block_of(columns: int) -> int:
+    """Columns as the matrix units take them: a power of two, 16 at least."""
+    return max(16, triton.next_power_of_2(columns))

@@ -1,0 +1,66 @@
+"""One way to address a cache: contiguous, or paged with pages of any size."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def cache_row(b: tl.tensor, cache_batch_idx_ptr: tl.tensor, rows: tl.tensor) -> tl.tensor:
+    """Row of the cache (or of block_table) that sequence b uses, kept inside [0, rows)."""
+    row = b
+    if cache_batch_idx_ptr is not None:
+        row = tl.minimum(tl.maximum(tl.load(cache_batch_idx_ptr + b), 0), rows - 1)
+    return row.to(tl.int64)
+
+
+@triton.jit
+def place(
+    row: tl.tensor,
+    start: tl.tensor,
+    lanes: tl.tensor,
+    end: tl.tensor,
+    block_table_ptr: tl.tensor,
+    table_stride: tl.tensor,
+    pages: tl.tensor,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tuple:
+    """(page, slot in the page) of slots ``start + lanes``, int64; times two strides they are an address.
+
+    A contiguous cache is one page per sequence. Where a tile cannot straddle pages its page is a scalar: one
+    table entry to load instead of BLOCK_N. Entries of slots from ``end`` on are not read, and what is read
+    is kept inside the pool.
+    """
+    if PAGE_SIZE == 0:
+        return row, start.to(tl.int64) + lanes
+    table = block_table_ptr + row * table_stride
+    if PAGE_SIZE % BLOCK_N == 0:
+        page = tl.load(table + start // PAGE_SIZE)
+        slot = (start % PAGE_SIZE).to(tl.int64) + lanes
+    else:
+        slots = start + lanes
+        page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+        slot = (slots % PAGE_SIZE).to(tl.int64)
+    page = tl.minimum(tl.maximum(page, 0), pages - 1)
+    return page.to(tl.int64), slot
+
+
+@triton.jit
+def load_tile(
+    base_ptr: tl.tensor,
+    page: tl.tensor,
+    slot: tl.tensor,
+    live: tl.tensor,
+    strides: tl.tuple,
+    COLS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+) -> tl.tensor:
+    """(keys, BLOCK_COLS) of keys or values; dead slots and padding columns read as 0, so 0 * NaN cannot be."""
+    cols = tl.arange(0, BLOCK_COLS)
+    rows = page * strides[0] + slot * strides[1]
+    mask = live[:, None]
+    if COLS != BLOCK_COLS:
+        mask &= (cols < COLS)[None, :]
+    return tl.load(base_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0)

@@ -1,0 +1,9 @@
+"""The planner: plain numbers in, an immutable plan out. No tensor and no device is touched here."""
+
+from __future__ import annotations
+
+from flash_decoding.plan.explain import Explanation, explain
+from flash_decoding.plan.hardware import Hardware
+from flash_decoding.plan.planner import make_plan
+
+__all__ = ["Explanation", "Hardware", "explain", "make_plan"]

@@ -1,0 +1,36 @@
+"""How many splits: the idea of Flash-Decoding in one page.
+
+Without a split, a call has one program per (sequence, key/value head, row tile): a handful when decoding, and a
+GPU has a hundred multiprocessors. So the keys are split until there is a program for every multiprocessor,
+and no further: each split costs a partial result, written once and read once by the reduction.
+"""
+
+from __future__ import annotations
+
+MAX_SPLITS = 256
+"""More splits than this make the reduction longer than what they save."""
+
+INVARIANT_SPLIT_TOKENS = 512
+"""Keys per split in batch-invariant mode: one number for every call, so that no neighbour can change it."""
+
+
+def tiles_in(tokens: int, block_n: int) -> int:
+    """Tiles of ``block_n`` keys that cover ``tokens`` keys; one more where a window may start inside a tile."""
+    return max(1, -(-tokens // block_n))
+
+
+def choose_num_splits(*, programs: int, tiles: int, slots: int) -> int:
+    """Splits that give every slot of the GPU a program, never more than there are tiles.
+
+    Args:
+        programs: programs without a split: row tiles x key/value heads x sequences.
+        tiles: tiles of keys of the longest sequence.
+        slots: programs that the GPU runs at once.
+    """
+    return max(1, min(slots // programs, tiles, MAX_SPLITS))
+
+
+def split_bounds(tiles: int, num_splits: int) -> list[tuple[int, int]]:
+    """Tiles [first, end) of each live split, as the kernels share them: equal runs, the last one shorter."""
+    per_split = max(1, -(-tiles // num_splits))
+    return [(first, min(first + per_split, tiles)) for first in range(0, max(tiles, 1), per_split)]
