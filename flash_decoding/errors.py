@@ -21,6 +21,21 @@ class InvalidInput(FlashDecodingError, ValueError):
         super().__init__(f"{argument}: got {got}; wanted {wanted}")
 
 
+class CacheFull(InvalidInput):
+    """A cache has no room for the tokens asked for; nothing was written.
+
+    Args:
+        argument: name of the argument that asked for the room.
+        wanted: how many were asked for.
+        free: how many are free.
+        what: what there is too little of: slots of a sequence, or pages of the pool.
+    """
+
+    def __init__(self, argument: str, wanted: int, free: int, what: str) -> None:
+        super().__init__(argument, f"{wanted} {what}", f"at most {free}, which are free")
+        self.free = free
+
+
 class Unsupported(FlashDecodingError, NotImplementedError):
     """The call is well formed, but nothing here honours it.
 
