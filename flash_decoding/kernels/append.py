@@ -45,20 +45,20 @@ def rotated(
     and which frequency a column has, and in nothing else.
     """
     x = tl.load(x_ptrs + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-    if ROTARY_DIM == 0:
-        return x
-    half: tl.constexpr = ROTARY_DIM // 2
-    if INTERLEAVED:
-        frequency, first = cols // 2, cols % 2 == 0
-        partner = tl.where(first, cols + 1, cols - 1)
-    else:
-        frequency, first = cols % half, cols < half
-        partner = tl.where(first, cols + half, cols - half)
-    turns = cols < ROTARY_DIM
-    cos = tl.load(cos_ptr + position * rotary_strides[0] + frequency, mask=turns, other=1.0).to(tl.float32)
-    sin = tl.load(sin_ptr + position * rotary_strides[1] + frequency, mask=turns, other=0.0).to(tl.float32)
-    other = tl.load(x_ptrs + partner[None, :], mask=mask & turns[None, :], other=0.0).to(tl.float32)
-    return x * cos[None, :] + tl.where(first, -other, other) * sin[None, :]
+    if ROTARY_DIM > 0:
+        half: tl.constexpr = ROTARY_DIM // 2
+        if INTERLEAVED:
+            frequency, first = cols // 2, cols % 2 == 0
+            partner = tl.where(first, cols + 1, cols - 1)
+        else:
+            frequency, first = cols % half, cols < half
+            partner = tl.where(first, cols + half, cols - half)
+        turns = cols < ROTARY_DIM
+        cos = tl.load(cos_ptr + position * rotary_strides[0] + frequency, mask=turns, other=1.0).to(tl.float32)
+        sin = tl.load(sin_ptr + position * rotary_strides[1] + frequency, mask=turns, other=0.0).to(tl.float32)
+        other = tl.load(x_ptrs + partner[None, :], mask=mask & turns[None, :], other=0.0).to(tl.float32)
+        x = x * cos[None, :] + tl.where(first, -other, other) * sin[None, :]
+    return x
 
 
 @triton.jit(do_not_specialize=VARYING)

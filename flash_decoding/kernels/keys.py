@@ -30,10 +30,12 @@ def bounds(options: Options, q_len: int) -> dict[str, bool]:
 def query_span(b: tl.tensor, cu_seqlens_q_ptr: tl.tensor, q_len: tl.tensor) -> tl.tuple:
     """First token of sequence b in the flattened queries, and how many it has."""
     if cu_seqlens_q_ptr is None:
-        return b.to(tl.int64) * q_len, q_len
-    start = tl.load(cu_seqlens_q_ptr + b)
-    length = tl.load(cu_seqlens_q_ptr + b + 1) - start
-    return start.to(tl.int64), tl.minimum(length, q_len)
+        start, length = b.to(tl.int64) * q_len, q_len
+    else:
+        first = tl.load(cu_seqlens_q_ptr + b)
+        start = first.to(tl.int64)
+        length = tl.minimum(tl.load(cu_seqlens_q_ptr + b + 1) - first, q_len)
+    return start, length
 
 
 @triton.jit
@@ -45,12 +47,15 @@ def live_slots(
     capacity: tl.tensor,
 ) -> tl.tuple:
     """[first, end) of the slots that sequence b owns; never outside the cache, whatever the lengths say."""
-    end = capacity
-    if cache_seqlens_ptr is not None:
+    if cache_seqlens_ptr is None:
+        end = capacity
+    else:
         end = tl.minimum(tl.maximum(tl.load(cache_seqlens_ptr + b), 0) + new_tokens, capacity)
     if cache_leftpad_ptr is None:
-        return end * 0, end
-    return tl.maximum(tl.load(cache_leftpad_ptr + b), 0), end
+        first = tl.zeros_like(end)
+    else:
+        first = tl.maximum(tl.load(cache_leftpad_ptr + b), 0)
+    return first, end
 
 
 @triton.jit

@@ -34,17 +34,18 @@ def place(
     is kept inside the pool.
     """
     if PAGE_SIZE == 0:
-        return row, start.to(tl.int64) + lanes
-    table = block_table_ptr + row * table_stride
-    if PAGE_SIZE % BLOCK_N == 0:
-        page = tl.load(table + start // PAGE_SIZE)
-        slot = (start % PAGE_SIZE).to(tl.int64) + lanes
+        page, slot = row, start.to(tl.int64) + lanes
     else:
-        slots = start + lanes
-        page = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
-        slot = (slots % PAGE_SIZE).to(tl.int64)
-    page = tl.minimum(tl.maximum(page, 0), pages - 1)
-    return page.to(tl.int64), slot
+        table = block_table_ptr + row * table_stride
+        if PAGE_SIZE % BLOCK_N == 0:
+            entry = tl.load(table + start // PAGE_SIZE)
+            slot = (start % PAGE_SIZE).to(tl.int64) + lanes
+        else:
+            slots = start + lanes
+            entry = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+            slot = (slots % PAGE_SIZE).to(tl.int64)
+        page = tl.minimum(tl.maximum(entry, 0), pages - 1).to(tl.int64)
+    return page, slot
 
 
 @triton.jit

@@ -1,0 +1,175 @@
+"""Compile the kernels for any GPU without one, and read what the compiler made of them.
+
+Run as a script, in a process of its own, since the interpreter and the compiler exclude each other there:
+``python -m tests.offline_compile TARGET...`` prints one JSON record per kernel compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from flash_decoding import execute
+from flash_decoding.kernels import append
+from flash_decoding.plan import Hardware, make_plan
+from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
+
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), "A100"),
+    "sm_86": (GPUTarget("cuda", 86, 32), "RTX3090"),
+    "sm_89": (GPUTarget("cuda", 89, 32), "RTX4090"),
+    "sm_90": (GPUTarget("cuda", 90, 32), "H200"),
+    "sm_100": (GPUTarget("cuda", 100, 32), "B200"),
+    "sm_120": (GPUTarget("cuda", 120, 32), "RTX5090"),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), "MI300X"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A compiled variant worth holding: what the library launches for it on each target."""
+
+    name: str
+    dtype: torch.dtype = torch.bfloat16
+    q_len: int = 1
+    heads: tuple[int, int] = (32, 8)
+    head_dim: int = 128
+    head_dim_v: int = 128
+    page_size: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
+    num_splits: int = 8
+
+
+CASES = (
+    Case("decode_contiguous"),
+    Case("decode_paged_16", page_size=16),
+    Case("decode_paged_256", dtype=torch.float16, page_size=256),
+    Case("decode_head_dim_64", head_dim=64, head_dim_v=64),
+    Case("decode_head_dim_256", head_dim=256, head_dim_v=256),
+    Case("decode_head_dim_192_128", head_dim=192, head_dim_v=128),
+    Case("decode_fp32", dtype=torch.float32),
+    Case("verify_8_tokens", q_len=8, options=(("causal", True),)),
+    Case("prefill", q_len=512, num_splits=1, options=(("causal", True),), page_size=16),
+    Case("prefill_head_dim_256", q_len=512, head_dim=256, head_dim_v=256, num_splits=1, options=(("causal", True),)),
+    Case("every_option", q_len=4, options=(("window_size", (128, 0)), ("softcap", 30.0), ("extras", True))),
+)
+
+
+class OfflineDriver:
+    """Stands in for a GPU's driver: says which target to compile for, and has nothing to launch on."""
+
+    def __init__(self, index: int, target: GPUTarget) -> None:
+        self.index, self.target = index, target
+
+    def get_current_device(self) -> int:
+        """Index of the device; kernels are cached per device, so each target has its own."""
+        return self.index
+
+    def get_current_stream(self, device: int) -> int:
+        """No stream."""
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
+        return self.target
+
+
+def tensors(case: Case) -> tuple[Queries, KVCache, Options]:
+    """Arguments of the case; small ones, as nothing is computed."""
+    heads_q, heads_kv = case.heads
+    capacity = 4096
+    rows = capacity // case.page_size if case.page_size else 1
+    shape = (rows, case.page_size or capacity, heads_kv)
+    extras = dict(case.options)
+    with_extras = extras.pop("extras", False)
+    if with_extras:
+        extras |= {"alibi_slopes": torch.ones(heads_q), "sinks": torch.ones(heads_q)}
+    table = torch.zeros(1, rows, dtype=torch.int32) if case.page_size else None
+    cache = KVCache(
+        torch.empty(*shape, case.head_dim, dtype=case.dtype),
+        torch.empty(*shape, case.head_dim_v, dtype=case.dtype),
+        torch.zeros(1, dtype=torch.int32),
+        table,
+        cache_leftpad=torch.zeros(1, dtype=torch.int32) if with_extras else None,
+    )
+    queries = Queries(torch.empty(1, case.q_len, heads_q, case.head_dim, dtype=case.dtype))
+    return queries, cache, Options.make(head_dim=case.head_dim, **extras)
+
+
+def launches(case: Case, hardware: Hardware) -> None:
+    """Everything that the library launches for the case."""
+    queries, cache, options = tensors(case)
+    problem = execute.problem_of(queries, cache, options, return_lse=True)
+    plan = make_plan(problem, hardware, num_splits=case.num_splits)
+    execute.run_kernels(queries, cache, options, plan)
+    if case.q_len == 1:
+        new = torch.empty(1, 1, case.heads[1], case.head_dim, dtype=case.dtype)
+        new_v = torch.empty(1, 1, case.heads[1], case.head_dim_v, dtype=case.dtype)
+        angles = torch.empty(4096, case.head_dim // 4, dtype=case.dtype)
+        rotary = Rotary(angles, angles, interleaved=case.page_size > 0)
+        append.launch(NewTokens(new, new_v, rotary, queries.q, torch.empty_like(queries.q)), cache)
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """Registers, stack and local memory of a compiled kernel, as the disassembler reports them."""
+    if "cubin" not in kernel.asm:
+        text = kernel.asm["amdgcn"]
+        spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", text)
+        registers = re.search(r"\.vgpr_count:\s*(\d+)", text)
+        return {"registers": int(registers[1]) if registers else 0, "spills": int(spills[1]) if spills else 0}
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(cuobjdump), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"]}
+
+
+def compile_all(names: list[str], cases: tuple[Case, ...] = CASES) -> Iterator[dict[str, Any]]:
+    """Compile every case for every target, through the library's own launchers."""
+    compiled: list[tuple[str, Any]] = []
+
+    def capture(kernel: JITFunction[Any], grid: object) -> Callable[..., None]:
+        def compile_only(*args: object, **kwargs: object) -> None:
+            built = kernel.warmup(*args, grid=grid, **kwargs)
+            compiled.append((kernel.fn.__name__, built))
+
+        return compile_only
+
+    JITFunction.__getitem__ = capture  # type: ignore[method-assign]
+    for index, name in enumerate(names):
+        target, gpu = TARGETS[name]
+        driver.set_active(OfflineDriver(index, target))
+        hardware = Hardware.named(gpu)
+        for case in cases:
+            compiled.clear()
+            launches(case, hardware)
+            for kernel_name, kernel in compiled:
+                record = {"target": name, "case": case.name, "kernel": kernel_name}
+                record |= {"smem": kernel.metadata.shared, "smem_limit": hardware.smem_bytes}
+                yield record | resources(kernel)
+
+
+if __name__ == "__main__":
+    for line in compile_all(sys.argv[1:] or list(TARGETS)):
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+__all__ = ["CASES", "TARGETS", "Case", "compile_all", "partial"]
