@@ -84,6 +84,15 @@ def test_room_ahead_then_many_advances(make: Callable[[], Cache]) -> None:
 
 
 @pytest.mark.parametrize("make", BOTH)
+def test_truncating_room_that_is_not_filled_yet_counts_no_tokens(make: Callable[[], Cache]) -> None:
+    cache = make()
+    cache.allocate(6)
+    write(cache, 0, [1, 2])
+    cache.truncate(0, 4)
+    assert (cache.lengths[0], read(cache, 0)) == (4, [1, 2])
+
+
+@pytest.mark.parametrize("make", BOTH)
 def test_rows_may_advance_by_different_counts(make: Callable[[], Cache]) -> None:
     cache = make()
     cache.allocate([3, 0, 2])
