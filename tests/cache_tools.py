@@ -46,16 +46,17 @@ def slots_of(seen: KVCache, row: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write(cache: Cache, row: int, tokens: list[int]) -> None:
-    """What an append kernel does: tokens behind the filled slots, in every layer, then the count."""
-    start = int(cache.cache_seqlens[row])
-    for layer in range(cache.keys.shape[0]):
-        seen = cache.view(layer)
-        for slot, token in enumerate(tokens, start):
-            place = (row, slot)
-            if seen.block_table is not None:
-                place = (int(seen.block_table[row, slot // seen.page_size]), slot % seen.page_size)
-            seen.k[place], seen.v[place] = token + layer, -token - layer
+    """A step of one row: its tokens count, and go where an append kernel would put them, in every layer."""
     cache.advance(len(tokens), row)
+    for layer in range(cache.keys.shape[0]):
+        target = cache.writing(layer, row)
+        table = target["block_table"]
+        for slot, token in enumerate(tokens, int(target["cache_seqlens"])):
+            place = (0, slot)
+            if table is not None:
+                page_size = target["k_cache"].shape[1]
+                place = (int(table[0, slot // page_size]), slot % page_size)
+            target["k_cache"][place], target["v_cache"][place] = token + layer, -token - layer
 
 
 def append(cache: Cache, row: int, tokens: list[int]) -> None:

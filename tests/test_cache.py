@@ -61,7 +61,7 @@ def test_addresses_never_change(make: Callable[[], Cache]) -> None:
     cache = make()
 
     def addresses() -> list[int]:
-        tensors = [cache.keys, cache.values, *cache.addressing().values()]
+        tensors = [cache.keys, cache.values, *cache.reading().values(), *cache.writing().values()]
         return [tensor.data_ptr() for tensor in tensors if isinstance(tensor, torch.Tensor)]
 
     before = addresses()
@@ -90,6 +90,17 @@ def test_truncating_room_that_is_not_filled_yet_counts_no_tokens(make: Callable[
     write(cache, 0, [1, 2])
     cache.truncate(0, 4)
     assert (cache.lengths[0], read(cache, 0)) == (4, [1, 2])
+
+
+@pytest.mark.parametrize("make", BOTH)
+def test_a_step_writes_where_it_started_and_reads_to_where_it_ended(make: Callable[[], Cache]) -> None:
+    cache = make()
+    cache.allocate(4)
+    cache.advance(3)
+    cache.advance(1, slice(1, 3))
+    assert cache.writing()["cache_seqlens"].tolist() == [0, 3, 3]
+    assert cache.reading()["cache_seqlens"].tolist() == [3, 4, 4]
+    assert cache.writing(rows=2)["cache_seqlens"].tolist() == [3]
 
 
 @pytest.mark.parametrize("make", BOTH)

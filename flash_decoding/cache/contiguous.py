@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flash_decoding.cache.ledger import EVERY_ROW, Addressing, Ledger, Rows, as_slice, check_sizes, upload
+from flash_decoding.cache.ledger import EVERY_ROW, Ledger, Rows, as_slice, check_sizes, upload
 from flash_decoding.errors import InvalidInput
 from flash_decoding.spec import KVCache
 
@@ -64,10 +64,6 @@ class ContiguousCache(Ledger):
         """(batch, capacity, heads_kv, head_dim_v): the values of the first layer."""
         return self.values[0]
 
-    def addressing(self) -> Addressing:
-        """The arguments that go with ``k`` and ``v`` into the public functions."""
-        return {"cache_seqlens": self.cache_seqlens, "block_table": None}
-
     def view(self, layer: int = 0, rows: Rows = EVERY_ROW) -> KVCache:
         """What a call gets to see of the cache; nothing is copied.
 
@@ -114,3 +110,9 @@ class ContiguousCache(Ledger):
         self.cache_seqlens[new] = self.cache_seqlens[old]
         self.lengths = [self.lengths[source] for source in sources]
         self._set_live([self._live[source] for source in sources])
+
+    def _grow(self, growth: dict[int, int]) -> None:
+        """Every row has all its slots from the start."""
+
+    def _shrink(self, row: int, length: int) -> None:
+        """Nothing to give back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias, TypedDict
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding.errors import CacheFull, InvalidInput
+from flash_decoding.spec import KVCache
 
 Rows: TypeAlias = int | slice
 """One row of a cache, or neighbouring ones."""
@@ -16,14 +18,16 @@ Rows: TypeAlias = int | slice
 EVERY_ROW = slice(None)
 
 
-class Addressing(TypedDict):
-    """Where the rows of a cache lie, under the argument names of the public functions."""
+class CacheArguments(TypedDict):
+    """A cache under the argument names of the public functions."""
 
+    k_cache: Tensor
+    v_cache: Tensor
     cache_seqlens: Tensor
     block_table: Tensor | None
 
 
-class Ledger:
+class Ledger(ABC):
     """Bookkeeping that both caches share; they differ in what stands behind a slot.
 
     Attributes:
@@ -31,12 +35,15 @@ class Ledger:
         capacity: slots that a row can have at most.
         lengths: for each row, slots that it may fill (host).
         cache_seqlens: (batch,) int32 on the device: slots that are filled.
+        starts: (batch,) int32 on the device: what ``cache_seqlens`` was before the last :meth:`advance`, so
+            the slot that the first token of this step goes to.
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str | None) -> None:
         self.batch, self.capacity = batch, capacity
         self.lengths = [0] * batch
         self.cache_seqlens = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.starts = torch.zeros_like(self.cache_seqlens)
         self._live = [False] * batch
         self._live_on_device = torch.zeros_like(self.cache_seqlens)
 
@@ -44,6 +51,41 @@ class Ledger:
     def live_rows(self) -> list[int]:
         """The rows that hold a sequence, in order."""
         return [row for row, live in enumerate(self._live) if live]
+
+    @abstractmethod
+    def view(self, layer: int = 0, rows: Rows = EVERY_ROW) -> KVCache:
+        """What a call gets to see of the cache; nothing is copied.
+
+        Args:
+            layer: which layer's keys and values.
+            rows: which rows, all by default.
+        """
+
+    def reading(self, layer: int = 0, rows: Rows = EVERY_ROW) -> CacheArguments:
+        """The cache as arguments of an attention: ``decode_attention(q, **cache.reading())``.
+
+        Args:
+            layer: which layer's keys and values.
+            rows: the rows that q belongs to, all by default.
+        """
+        seen = self.view(layer, rows)
+        return {
+            "k_cache": seen.k,
+            "v_cache": seen.v,
+            "cache_seqlens": seen.cache_seqlens,
+            "block_table": seen.block_table,
+        }
+
+    def writing(self, layer: int = 0, rows: Rows = EVERY_ROW) -> CacheArguments:
+        """The cache as arguments of an append: ``append_kv(k, v, **cache.writing())``.
+
+        Tokens go where the last :meth:`advance` of these rows made them count.
+
+        Args:
+            layer: which layer's keys and values.
+            rows: the rows that k and v belong to, all by default.
+        """
+        return {**self.reading(layer, rows), "cache_seqlens": self.starts[as_slice(self._choose(rows))]}
 
     def allocate(self, tokens: int | Sequence[int], rows: Rows = EVERY_ROW) -> None:
         """Make room for more tokens: for all of them, or an error and nothing has changed.
@@ -70,17 +112,18 @@ class Ledger:
         self._set_live([row in growth or live for row, live in enumerate(self._live)])
 
     def advance(self, tokens: int | Tensor = 1, rows: Rows = EVERY_ROW) -> None:
-        """Count tokens that were appended; a row without a sequence stays at 0.
+        """Begin a step of so many tokens: they count from now on, and :meth:`writing` says where they go.
 
         Works on the device alone, so it may be captured. It cannot ask the host, so what it counts must have
-        been allocated.
+        been allocated. A row without a sequence stays at 0.
 
         Args:
             tokens: how many in each of the rows; where they differ, a tensor (rows,) int32 on the device.
-            rows: the rows that were appended to.
+            rows: the rows that are appended to.
         """
         chosen = as_slice(self._choose(rows))
         lengths, live = self.cache_seqlens[chosen], self._live_on_device[chosen]
+        self.starts[chosen].copy_(lengths)
         if isinstance(tokens, int):
             lengths.add_(live, alpha=tokens)
         else:
@@ -116,9 +159,11 @@ class Ledger:
         self._set_live([live and row not in chosen for row, live in enumerate(self._live)])
         self.cache_seqlens[as_slice(chosen)].zero_()
 
+    @abstractmethod
     def _grow(self, growth: dict[int, int]) -> None:
         """Take what the rows need for so many more tokens each, or raise before anything changes."""
 
+    @abstractmethod
     def _shrink(self, row: int, length: int) -> None:
         """Give back what a row does not need for its first ``length`` slots."""
 

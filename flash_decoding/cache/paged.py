@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_decoding.cache.ledger import EVERY_ROW, Addressing, Ledger, Rows, as_slice, check_sizes, upload
+from flash_decoding.cache.ledger import EVERY_ROW, Ledger, Rows, as_slice, check_sizes, upload
 from flash_decoding.cache.pool import NO_PAGE, PagePool
 from flash_decoding.errors import CacheFull
 from flash_decoding.spec import KVCache
@@ -90,10 +90,6 @@ class PagedCache(Ledger):
         """
         self._check_row("row", row)
         return tuple(self._pages[row])
-
-    def addressing(self) -> Addressing:
-        """The arguments that go with ``k`` and ``v`` into the public functions."""
-        return {"cache_seqlens": self.cache_seqlens, "block_table": self.block_table}
 
     def view(self, layer: int = 0, rows: Rows = EVERY_ROW) -> KVCache:
         """What a call gets to see of the cache; nothing is copied.
