@@ -8,13 +8,14 @@ alone (:mod:`flash_decoding.settings`).
 tensors   what one tensor has to be: rank, dtype, device, strides
 values    what lengths, indices and page numbers have to hold (checking mode)
 inputs    queries, cache, options of a call to attention
+keys      keys that come with the call: dense or packed
 appends   new tokens and rotary tables on their way into a cache; partial results to be merged
 ========  ==========================================================================================
 """
 
 from __future__ import annotations
 
-from flash_decoding.validate.appends import append_cache, new_tokens, partials, rotary
+from flash_decoding.validate.appends import append_cache, new_len, new_tokens, partials, rotary
 from flash_decoding.validate.inputs import (
     MAX_SPLITS,
     heads,
@@ -26,17 +27,21 @@ from flash_decoding.validate.inputs import (
     queries,
     ragged_queries,
 )
+from flash_decoding.validate.keys import dense_keys, packed_keys
 
 __all__ = [
     "MAX_SPLITS",
     "append_cache",
+    "dense_keys",
     "heads",
     "kv_cache",
     "layout",
     "lengths",
+    "new_len",
     "new_tokens",
     "num_splits",
     "options",
+    "packed_keys",
     "partials",
     "queries",
     "ragged_queries",

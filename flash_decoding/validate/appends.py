@@ -35,6 +35,17 @@ def append_cache(
     return cache
 
 
+def new_len(k: Tensor | None, v: Tensor | None) -> int:
+    """Tokens to append; keys and values come together or not at all."""
+    if k is None and v is None:
+        return 0
+    for name, x, other in (("k", k, "v"), ("v", v, "k")):
+        if x is None:
+            raise InvalidInput(name, None, f"new tokens to go with {other}")
+        tensors.view(name, x, "(batch, new_len, heads_kv, head_dim)", 4)
+    return 0 if k is None else k.shape[1]
+
+
 def new_tokens(
     k: Tensor, v: Tensor, cache: KVCache, *, rotation: Rotary | None = None, q: Tensor | None = None
 ) -> NewTokens:
