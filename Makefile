@@ -1,0 +1,49 @@
+# Every target sets itself up: a virtual environment in $(VENV), with this package in it.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+OUT ?= out
+
+# What the checks were made with. Any torch >= 2.8 will do, with the Triton that it brings along; these are
+# for an environment that has none. Override them to try others: make test VENV=/tmp/next TORCH=torch
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0# a PyTorch built without CUDA brings no Triton; the tests need it for its interpreter
+
+BIN = $(VENV)/bin
+READY = $(VENV)/ready
+
+.PHONY: demo test check gpu bench import-time clean
+
+demo: $(READY)  ## The benchmark on whatever device is here: table, record and plot in $(OUT)/
+	$(BIN)/flash-decoding bench --out $(OUT)
+
+test: $(READY)  ## All tests; those that need a GPU say that they were skipped
+	$(BIN)/python -m pytest -n $(JOBS)
+
+check: $(READY)  ## Lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+gpu:  ## Tests, sanitizer and benchmark on this machine's GPU
+	bash tools/gpu.sh
+
+bench: $(READY)  ## The benchmark, its record kept among the measured ones
+	$(BIN)/flash-decoding bench --out results
+
+import-time: $(READY)  ## Seconds that importing the package adds to importing torch
+	$(BIN)/python tools/import_time.py
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A Python that already has PyTorch with CUDA lends it: such builds are large, and chosen for the machine.
+$(READY): pyproject.toml
+	@if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null; \
+	then $(PYTHON) -m venv --system-site-packages $(VENV); else $(PYTHON) -m venv $(VENV); fi
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "$(strip $(TORCH))"
+	@$(BIN)/python -c "import triton" 2>/dev/null || test "$$(uname)" != Linux || \
+		$(BIN)/python -m pip install "$(strip $(TRITON))"
+	$(BIN)/python -m pip install --editable ".[dev]"
+	@touch $@
