@@ -11,18 +11,26 @@ from flash_decoding.api import (
     decode_attention,
     decode_attention_varlen,
     merge_attention,
+    warmup,
 )
-from flash_decoding.errors import FlashDecodingError, InvalidInput, MissingDependency, Unsupported
+from flash_decoding.cache import ContiguousCache, PagedCache
+from flash_decoding.errors import CacheFull, FlashDecodingError, InvalidInput, MissingDependency, Unsupported
+from flash_decoding.plan import explain
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheFull",
+    "ContiguousCache",
     "FlashDecodingError",
     "InvalidInput",
     "MissingDependency",
+    "PagedCache",
     "Unsupported",
     "append_kv",
     "decode_attention",
     "decode_attention_varlen",
+    "explain",
     "merge_attention",
+    "warmup",
 ]

@@ -215,7 +215,7 @@ def append_kv(
 def merge_attention(
     outs: Tensor | Sequence[Tensor], lses: Tensor | Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Merge partial results over disjoint keys into the result over all of them.
+    """Merge partial results over disjoint keys into the result over all of them, by their LSEs.
 
     Args:
         outs: (splits, batch, q_len, heads_q, head_dim_v), or ragged: (splits, total_q, heads_q, head_dim_v);
@@ -236,6 +236,47 @@ def merge_attention(
         return ops.merge(outs, lses)
     out, lse = ops.merge(outs.unsqueeze(1), lses.unsqueeze(1))
     return out.squeeze(0), lse.squeeze(0)
+
+
+def warmup(
+    *,
+    heads_q: int,
+    heads_kv: int,
+    head_dim: int,
+    head_dim_v: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    q_lens: Sequence[int] = (1,),
+    page_sizes: Sequence[int] = (0,),
+    device: torch.device | str | None = None,
+) -> None:
+    """Compile the kernels that calls of these sizes will use, so that the first call does not wait for them.
+
+    Args:
+        heads_q: query heads; a multiple of heads_kv.
+        heads_kv: key/value heads.
+        head_dim: elements of a query or key vector.
+        head_dim_v: elements of a value vector; head_dim if None.
+        dtype: of queries and cache.
+        q_lens: query tokens per sequence, each that will occur.
+        page_sizes: tokens in a page, each that will occur; 0 stands for a contiguous cache.
+        device: where the kernels will run; None for the current GPU. On a CPU there is nothing to compile.
+
+    Raises:
+        InvalidInput: sizes that no call could have.
+        Unsupported: nothing here runs such calls on the device.
+    """
+    from flash_decoding import execute
+
+    execute.warmup(
+        heads_q=heads_q,
+        heads_kv=heads_kv,
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        dtype=dtype,
+        q_lens=q_lens,
+        page_sizes=page_sizes,
+        device=device,
+    )
 
 
 def _attend(
