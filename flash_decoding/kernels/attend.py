@@ -208,9 +208,19 @@ def launch(
         PAGE_SIZE=cache.page_size,
         SOFTCAP=options.softcap > 0,
         num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        num_stages=pipeline_stages(plan, cache),
         **keys.bounds(options, queries.q_len),
     )
+
+
+def pipeline_stages(plan: Plan, cache: KVCache) -> int:
+    """Stages to ask Triton for, so that keys and values are ``tile.num_stages`` deep.
+
+    A paged load waits for its table entry, which is a pipeline before the pipeline: Triton shares the stages
+    between the two.
+    """
+    stages = plan.tile.num_stages
+    return stages if cache.page_size == 0 else 2 * stages - 1
 
 
 def block_of(columns: int) -> int:

@@ -8,7 +8,8 @@ import torch
 
 from flash_decoding.errors import InvalidInput
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.plan.planner import make_plan, row_tiles
+from flash_decoding.plan.planner import make_plan
+from flash_decoding.plan.tiles import row_tiles
 from flash_decoding.plan.variants import VARIANTS
 from flash_decoding.spec import UNBOUNDED, Plan, Problem
 
@@ -36,7 +37,7 @@ class Explanation:
         if self.plan.variant != "triton":
             return 0
         p, plan = self.problem, self.plan
-        return row_tiles(p, plan.tile) * p.heads_kv * p.batch * plan.num_splits
+        return row_tiles(p, plan.tile.block_m) * p.heads_kv * p.batch * plan.num_splits
 
     @property
     def floor_seconds(self) -> float | None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, choose_num_splits, tiles_in
-from flash_decoding.plan.tiles import choose_tile
+from flash_decoding.plan.tiles import choose_tile, row_tiles
 from flash_decoding.plan.variants import choose_variant
 from flash_decoding.spec import Kind, Plan, Problem, Tile
 
@@ -40,7 +40,7 @@ def make_plan(
         return _invariant_plan(problem, hardware)
     tile = choose_tile(problem, hardware)
     tiles = visible_tiles(problem, tile)
-    programs = row_tiles(problem, tile) * problem.heads_kv * problem.batch
+    programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
     if num_splits > 0:
         splits = min(num_splits, tiles)
         reason = f"num_splits={num_splits} was asked for; the keys fill {tiles} tiles of {tile.block_n}"
@@ -51,11 +51,6 @@ def make_plan(
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
     return Plan(_kind(splits), "triton", tile, splits, 0, (reason,))
-
-
-def row_tiles(problem: Problem, tile: Tile) -> int:
-    """Row tiles of one key/value head of one sequence."""
-    return -(-problem.rows // tile.block_m)
 
 
 def visible_tiles(problem: Problem, tile: Tile) -> int:

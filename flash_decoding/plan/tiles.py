@@ -17,21 +17,31 @@ ANY = 1 << 30
 
 @dataclass(frozen=True)
 class TileRow:
-    """One line of the table: the tile, where it applies, and the record that measured it."""
+    """One line of the table: the tile, where it applies, and the record that measured it.
+
+    ``crowded`` rows are for calls with two programs or more for every multiprocessor: shorter pipelines let
+    several share one. They differ from the row below in stages alone, so that no result depends on the crowd.
+    """
 
     max_rows: int
     max_head_dim: int
     element_bytes: int
     tile: Tile
     measured: str
+    crowded: bool = False
+    capability: tuple[int, int] = (0, 0)
+    """Compute capability from which on the row applies."""
 
 
+H200 = "results/tiles-h200.json"
 UNMEASURED = "chosen by shared memory and registers; no record yet"
 
 TILES = (
-    # rows of the matrix units' smallest tile: decoding
-    TileRow(16, 64, 2, Tile(16, 128, 4, 4), UNMEASURED),
-    TileRow(16, 128, 2, Tile(16, 64, 4, 4), UNMEASURED),
+    # one tile of the matrix units' fewest rows: decoding
+    TileRow(16, 64, 2, Tile(16, 128, 4, 2), H200, crowded=True),
+    TileRow(16, 64, 2, Tile(16, 128, 4, 3), H200),
+    TileRow(16, 128, 2, Tile(16, 64, 4, 2), H200, crowded=True),
+    TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
     TileRow(16, 256, 2, Tile(16, 32, 4, 4), UNMEASURED),
     TileRow(32, 128, 2, Tile(32, 64, 4, 4), UNMEASURED),
     TileRow(32, 256, 2, Tile(32, 32, 4, 4), UNMEASURED),
@@ -40,12 +50,12 @@ TILES = (
     TileRow(64, 256, 2, Tile(64, 32, 4, 3), UNMEASURED),
     # many query tokens: prefill
     TileRow(ANY, 64, 2, Tile(128, 64, 4, 3), UNMEASURED),
-    TileRow(ANY, 128, 2, Tile(128, 64, 8, 3), UNMEASURED),
+    TileRow(ANY, 128, 2, Tile(128, 64, 8, 2), UNMEASURED, capability=(9, 0)),
+    TileRow(ANY, 128, 2, Tile(128, 32, 8, 3), UNMEASURED),
     TileRow(ANY, 256, 2, Tile(64, 64, 8, 2), UNMEASURED),
     # fp32 goes through the ordinary arithmetic units, and its tiles through registers
-    TileRow(ANY, 64, 4, Tile(16, 32, 4, 2), UNMEASURED),
-    TileRow(ANY, 128, 4, Tile(16, 32, 4, 2), UNMEASURED),
-    TileRow(ANY, 256, 4, Tile(16, 16, 4, 2), UNMEASURED),
+    TileRow(ANY, 128, 4, Tile(16, 32, 8, 3), UNMEASURED),
+    TileRow(ANY, 256, 4, Tile(16, 16, 8, 2), UNMEASURED),
 )
 
 
@@ -55,27 +65,45 @@ def padded(columns: int) -> int:
 
 
 def smem_bytes(problem: Problem, tile: Tile) -> int:
-    """Shared memory of the attention kernel, as an upper bound: the pipeline of keys and values, and the queries."""
+    """Shared memory of the attention kernel, as an upper bound: the pipeline of keys and values, and the queries.
+
+    Of n stages one is in registers, unless the matrix units read their operands from shared memory, as
+    Hopper's do from 64 rows on.
+    """
     columns, columns_v = padded(problem.head_dim), padded(problem.head_dim_v)
+    buffers = max(1, tile.num_stages - int(tile.block_m < 64))
     stage = tile.block_n * (columns + columns_v)
-    queries = tile.block_m * (columns + tile.block_n)
-    return (tile.num_stages * stage + queries) * problem.element_bytes
+    queries = tile.block_m * (columns + 2 * tile.block_n)
+    return (buffers * stage + queries) * problem.element_bytes + PAGE_ENTRIES * tile.block_n
+
+
+PAGE_ENTRIES = 4 * 4
+"""Bytes per key for the table entries of a paged cache, in the pipeline before the pipeline."""
 
 
 def choose_tile(problem: Problem, hardware: Hardware) -> Tile:
     """First row of the table that holds the problem, stepped down until it fits the GPU."""
     head_dim = max(problem.head_dim, problem.head_dim_v)
+    programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
+    is_crowded = programs >= 2 * hardware.sm_count
     row = next(
         row
         for row in TILES
         if problem.rows <= row.max_rows
         and head_dim <= row.max_head_dim
         and problem.element_bytes == row.element_bytes
+        and hardware.capability >= row.capability
+        and (is_crowded or not row.crowded)
     )
     tile = row.tile
     while smem_bytes(problem, tile) > hardware.smem_bytes:
         tile = _smaller(tile)
     return tile
+
+
+def row_tiles(problem: Problem, block_m: int) -> int:
+    """Row tiles of one key/value head of one sequence."""
+    return -(-problem.rows // block_m)
 
 
 def _smaller(tile: Tile) -> Tile:
