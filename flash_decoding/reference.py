@@ -143,13 +143,13 @@ def append(new: NewTokens, cache: KVCache) -> None:
     """
     for b in range(new.k.shape[0]):
         seqlen = int(cache.cache_seqlens[b])
-        k = new.k[b]
+        k, slots = new.k[b], seqlen + torch.arange(new.k.shape[1], device=new.k.device)
         if new.rotary is not None:
-            k = rotate(k, seqlen + torch.arange(k.shape[0], device=k.device), new.rotary)
-        kept = max(0, min(k.shape[0], cache.capacity - seqlen))
-        index = _locate(cache, b, torch.arange(seqlen, seqlen + kept, device=k.device))
-        cache.k[index] = k[:kept]
-        cache.v[index] = new.v[b, :kept]
+            k = rotate(k, slots, new.rotary)
+        fits = slots < cache.capacity
+        index = _locate(cache, b, slots[fits])
+        cache.k[index] = k[fits]
+        cache.v[index] = new.v[b, fits]
         if new.rotary is not None and new.q is not None and new.q_rotated is not None:
             steps = torch.arange(new.q.shape[1], device=k.device) * new.rotary.advance_q
             new.q_rotated[b] = rotate(new.q[b], seqlen + steps, new.rotary)

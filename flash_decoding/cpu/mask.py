@@ -1,0 +1,77 @@
+"""Everything that happens to scores between the two products: softcap, ALiBi, windows, padding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flash_decoding.cpu.runs import Group
+from flash_decoding.spec import Options
+
+Span = tuple[int, int]
+"""A half-open range of query tokens, or of keys in their runs."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The options, seen by one group of runs."""
+
+    options: Options
+    group: Group
+    heads: tuple[int, int]
+    """(heads_kv, query heads that share one)."""
+
+    def sees_any(self, tokens: Span, keys: Span) -> bool:
+        """False only where no token sees any of the keys, in any run."""
+        left, right = self.options.window_left, self.options.window_right
+        furthest_back = keys[1] - 1 - self._position(self.group.shortest, tokens[0])
+        furthest_ahead = keys[0] - self._position(self.group.longest, tokens[1] - 1)
+        return not (0 <= right < furthest_ahead or (left >= 0 and furthest_back < -left))
+
+    def sees_all(self, tokens: Span, keys: Span) -> bool:
+        """True only where every token sees all of the keys, in every run."""
+        left, right = self.options.window_left, self.options.window_right
+        ahead = keys[1] - 1 - self._position(self.group.shortest, tokens[0])
+        back = keys[0] - self._position(self.group.longest, tokens[1] - 1)
+        return keys[1] <= self.group.shortest and not (0 <= right < ahead or (left >= 0 and back < -left))
+
+    def _position(self, keys: int, token: int) -> int:
+        """Key under a query token, in a run of so many keys."""
+        return keys - self.group.q_len + token
+
+    def apply(self, scores: Tensor, tokens: Span, keys: Span) -> None:
+        """Turn products, already scaled, into scores, in place; hidden ones become -inf.
+
+        ``scores`` is (runs * heads_kv, tokens * group, keys).
+        """
+        softcap = self.options.softcap
+        if softcap > 0:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        has_alibi, sees_all = self.options.alibi_slopes is not None, self.sees_all(tokens, keys)
+        if sees_all and not has_alibi:
+            return
+        split_heads = scores.view(len(self.group.runs), self.heads[0], -1, self.heads[1], scores.shape[-1])
+        lengths = torch.tensor([run.keys for run in self.group.runs])[:, None, None]
+        slots = torch.arange(*keys)
+        ahead = slots - (lengths - self.group.q_len + torch.arange(*tokens)[:, None])
+        if self.options.alibi_slopes is not None:
+            distance = ahead.abs()[:, None, :, None].to(scores.dtype)
+            split_heads.addcmul_(distance, self._slopes(scores.dtype), value=-1)
+        if not sees_all:
+            hidden = self._hidden(ahead) | (slots >= lengths)
+            split_heads.masked_fill_(hidden[:, None, :, None], -math.inf)
+
+    def _slopes(self, dtype: torch.dtype) -> Tensor:
+        slopes = self.options.alibi_slopes
+        assert slopes is not None
+        if slopes.dim() == 2:
+            slopes = slopes[[run.sequence for run in self.group.runs]]
+        return slopes.to(dtype).view(-1, self.heads[0], 1, self.heads[1], 1)
+
+    def _hidden(self, ahead: Tensor) -> Tensor:
+        left, right = self.options.window_left, self.options.window_right
+        hidden = ahead > right if right >= 0 else torch.zeros_like(ahead, dtype=torch.bool)
+        return hidden | (ahead < -left) if left >= 0 else hidden

@@ -1,0 +1,32 @@
+"""Merge partial results by their LSE."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Put partial results over disjoint keys together.
+
+    Args:
+        outs: (splits, batch, q_len, heads_q, head_dim_v), any floating dtype.
+        lses: (splits, batch, heads_q, q_len) fp32, natural log; -inf for a partial that saw nothing, whose
+            out then does not count whatever it holds.
+
+    Returns:
+        out (batch, q_len, heads_q, head_dim_v) in the dtype of outs, and lse (batch, heads_q, q_len) fp32.
+        Empty partials merge to an empty one: out 0, LSE -inf.
+    """
+    largest = lses.amax(dim=0)
+    largest = largest.masked_fill(largest == -math.inf, 0.0)
+    weights = torch.exp(lses - largest)
+    total = weights.sum(dim=0)
+    shares = (weights / total.masked_fill(total == 0, 1.0)).transpose(-1, -2)[..., None]
+    dtype = torch.promote_types(outs.dtype, torch.float32)
+    merged = torch.zeros(outs.shape[1:], dtype=dtype, device=outs.device)
+    for share, out in zip(shares, outs, strict=True):
+        merged += torch.where(share > 0, out, 0.0) * share
+    return merged.to(outs.dtype), largest + total.log()

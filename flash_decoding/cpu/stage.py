@@ -1,0 +1,68 @@
+"""Bring the keys or values of a few runs together, a chunk at a time, where one matrix product can read them.
+
+A chunk is converted to the dtype of the computation on the way: it stays in the CPU's cache, so that this
+costs little, and products in fp32 keep the scores exact. Only live tokens are read; behind a shorter run
+there are zeros, which the mask hides and which, unlike whatever lies in the cache there, multiply to 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flash_decoding.cpu.runs import Group, Run
+from flash_decoding.errors import InvalidInput
+
+
+class Stage:
+    """Reads one chunk of keys, or of values, after the other into the same buffer."""
+
+    def __init__(self, pool: Tensor, block_table: Tensor | None) -> None:
+        self.pool = pool
+        self.dtype = torch.promote_types(pool.dtype, torch.float32)
+        self.block_table = None if block_table is None else block_table.tolist()
+        self.buffer = torch.empty(0, dtype=self.dtype)
+
+    def load(self, group: Group, keys: tuple[int, int]) -> Tensor:
+        """Keys ``start <= c < stop`` of every run: (stop - start, runs * heads_kv, elements).
+
+        The result is valid until the next call.
+        """
+        runs, first = len(group.runs), group.runs[0]
+        rows = slice(first.row, first.row + runs)
+        slots = slice(first.first_slot + keys[0], first.first_slot + keys[1])
+        if runs == 1 and self.block_table is None and self.pool.dtype == self.dtype:
+            return self.pool[first.row, slots]
+        staged = self._empty(keys[1] - keys[0], runs, *self.pool.shape[2:])
+        if self.block_table is None and group.is_uniform:
+            staged.copy_(self.pool[rows, slots].transpose(0, 1))
+        else:
+            self._load_each(group, keys[0], staged)
+        return staged.flatten(1, 2)
+
+    def _empty(self, *shape: int) -> Tensor:
+        elements = math.prod(shape)
+        if self.buffer.numel() < elements:
+            self.buffer = torch.empty(elements, dtype=self.dtype)
+        return self.buffer[:elements].view(shape)
+
+    def _load_each(self, group: Group, start: int, staged: Tensor) -> None:
+        for i, run in enumerate(group.runs):
+            live = min(max(run.keys - start, 0), staged.shape[0])
+            if live > 0:
+                staged[:live, i] = self._tokens(run, run.first_slot + start, live)
+            staged[live:, i] = 0
+
+    def _tokens(self, run: Run, slot: int, count: int) -> Tensor:
+        """``count`` tokens of a run, from an absolute slot on: (count, heads_kv, elements)."""
+        if self.block_table is None:
+            return self.pool[run.row, slot : slot + count]
+        page_size = self.pool.shape[1]
+        pages: list[int] = self.block_table[run.row][slot // page_size : (slot + count - 1) // page_size + 1]
+        last = self.pool.shape[0] - 1
+        if not 0 <= min(pages) <= max(pages) <= last:
+            raise InvalidInput("block_table", [min(pages), max(pages)], f"pages from 0 to {last}")
+        gathered = self.pool.index_select(0, torch.tensor(pages)).flatten(0, 1)
+        return gathered[slot % page_size :][:count]
