@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flash_decoding import ops, validate
 from flash_decoding.errors import InvalidInput
-from flash_decoding.spec import UNBOUNDED, KVCache, Options, Queries
+from flash_decoding.spec import UNBOUNDED
 
 
 def decode_attention(
@@ -86,10 +86,11 @@ def decode_attention(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
     )
-    splits = validate.num_splits(num_splits)
-    return _attend(
-        queries, cache, options, splits=splits, batch_invariant=batch_invariant, return_lse=return_lse
+    validate.num_splits(num_splits)
+    out, lse = ops.attention(
+        queries, cache, options, num_splits=num_splits, batch_invariant=batch_invariant, return_lse=return_lse
     )
+    return (out, lse) if return_lse else out
 
 
 def decode_attention_varlen(
@@ -150,10 +151,11 @@ def decode_attention_varlen(
         alibi_slopes=alibi_slopes,
         sinks=sinks,
     )
-    splits = validate.num_splits(num_splits)
-    return _attend(
-        queries, cache, options, splits=splits, batch_invariant=batch_invariant, return_lse=return_lse
+    validate.num_splits(num_splits)
+    out, lse = ops.attention(
+        queries, cache, options, num_splits=num_splits, batch_invariant=batch_invariant, return_lse=return_lse
     )
+    return (out, lse) if return_lse else out
 
 
 def append_kv(
@@ -277,21 +279,6 @@ def warmup(
         page_sizes=page_sizes,
         device=device,
     )
-
-
-def _attend(
-    queries: Queries,
-    cache: KVCache,
-    options: Options,
-    *,
-    splits: int,
-    batch_invariant: bool,
-    return_lse: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
-    out, lse = ops.attention(
-        queries, cache, options, num_splits=splits, batch_invariant=batch_invariant, return_lse=return_lse
-    )
-    return (out, lse) if return_lse else out
 
 
 def _stacked(name: str, parts: Tensor | Sequence[Tensor]) -> Tensor:

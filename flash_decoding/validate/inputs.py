@@ -161,11 +161,10 @@ def options(
     )
 
 
-def num_splits(value: int) -> int:
+def num_splits(value: int) -> None:
     """Check a number of splits; 0 lets the planner choose."""
     if not isinstance(value, _INTEGERS) or not 0 <= value <= MAX_SPLITS:
         raise InvalidInput("num_splits", value, f"an int from 0 (let the planner choose) to {MAX_SPLITS}")
-    return value
 
 
 def _finite(name: str, value: float, wanted: str) -> None:
