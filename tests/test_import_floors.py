@@ -19,8 +19,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("api",),
     6: ("flash_attn",),
     8: ("bench",),
-    9: ("cli", "__main__"),
-    10: ("",),  # the package itself re-exports what is public
+    9: ("cli",),
+    10: ("", "__main__"),  # the package itself re-exports what is public; python -m runs the command line
 }
 FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
