@@ -1,0 +1,105 @@
+"""The commands, thin: arguments in, a call of the library, text out. ``generate`` takes its place here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from flash_decoding.bench import suites
+from flash_decoding.bench.cases import Case
+from flash_decoding.bench.environment import describe
+from flash_decoding.plan.explain import explain as explain_call
+from flash_decoding.plan.hardware import Hardware
+from flash_decoding.plan.variants import VARIANTS
+
+WIDE = 200
+"""Columns of a table that goes into a file or a pipe, where no terminal sets a limit."""
+
+app = typer.Typer(
+    help="Flash-Decoding: measure it, ask what it would do, see what it found.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def bench(
+    *,
+    suite: Annotated[str, typer.Option(help=f"What to measure: {', '.join(suites.SUITES)}.")] = "attention",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(suites.DTYPES)}.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the record and the plot.")] = Path("results"),
+    rows: Annotated[str | None, typer.Option(help="batch x length, such as 64x1024,1x65536.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Three rows, and less time for each.")] = False,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Record only.")] = False,
+) -> None:
+    """Measure attention against PyTorch, the read floor, and the libraries that are installed.
+
+    Every column is checked against the reference before it is timed. Exit status 1: one of ours is wrong.
+    """
+    request = suites.Request(
+        suite=suite, device=device, dtype=dtype, rows=rows, quick=quick, out=out, plot=not no_plot
+    )
+    raise typer.Exit(suites.run(request, _console()))
+
+
+@app.command()
+def explain(
+    *,
+    batch: Annotated[int, typer.Option(help="Sequences.")],
+    heads_q: Annotated[int, typer.Option(help="Query heads.")],
+    heads_kv: Annotated[int, typer.Option(help="Key/value heads.")],
+    head_dim: Annotated[int, typer.Option(help="Elements of a query or key.")],
+    kv_len: Annotated[int, typer.Option(help="Keys per sequence.")],
+    q_len: Annotated[int, typer.Option(help="Query tokens per sequence.")] = 1,
+    head_dim_v: Annotated[int | None, typer.Option(help="Elements of a value; head_dim if left out.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of queries and cache.")] = "bfloat16",
+    page_size: Annotated[int, typer.Option(help="Tokens per page; 0 for a contiguous cache.")] = 0,
+    window_size: Annotated[tuple[int, int], typer.Option(help="Left and right; -1 is unbounded.")] = (-1, -1),
+    causal: Annotated[bool, typer.Option(help="Hide later tokens from earlier ones.")] = True,
+    num_splits: Annotated[int, typer.Option(help="0: the planner's choice.")] = 0,
+    batch_invariant: Annotated[bool, typer.Option("--batch-invariant", help="Fixed keys per split.")] = False,
+    gpu: Annotated[str | None, typer.Option(help="Such as H200; this machine's device if left out.")] = None,
+) -> None:
+    """Say which kernel a call would run, with how many splits, why, and what the memory allows."""
+    explanation = explain_call(
+        batch=batch,
+        heads_q=heads_q,
+        heads_kv=heads_kv,
+        head_dim=head_dim,
+        kv_len=kv_len,
+        q_len=q_len,
+        head_dim_v=head_dim_v,
+        dtype=dtype,
+        page_size=page_size,
+        window_size=window_size,
+        causal=causal,
+        num_splits=num_splits,
+        batch_invariant=batch_invariant,
+        gpu=gpu,
+    )
+    typer.echo(str(explanation))
+
+
+@app.command()
+def info() -> None:
+    """Show versions, the device, and which variants run plain decoding on it (and why the others do not)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name, value in describe(device).items():
+        typer.echo(f"{name:<15}{value}")
+    problem = Case(batch=1, kv_len=65536, dtype=torch.float16, device=device).problem
+    hardware = Hardware.of(device)
+    for variant in VARIANTS:
+        reasons = variant.why_not(problem, hardware)
+        verdict = f"no: {'; '.join(reasons)}" if reasons else "yes"
+        typer.echo(f"{'variant ' + variant.name:<15}{variant.what}: {verdict}")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
