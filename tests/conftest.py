@@ -11,7 +11,10 @@ from hypothesis import settings
 
 HAS_GPU = torch.cuda.is_available()
 
-if not HAS_GPU:
+if HAS_GPU:
+    # Without this, matrix products warn in the deterministic mode that poisons memory (below).
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+else:
     # Triton decides when a kernel is decorated, so this stands before anything can import a kernel.
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -171,7 +171,7 @@ class Ledger(ABC):
         """Let an idle row hold a sequence of ``length`` filled slots."""
         self.lengths[row] = length
         self._set_live([live or other == row for other, live in enumerate(self._live)])
-        self.cache_seqlens[row] = length
+        self.cache_seqlens[row : row + 1].fill_(length)
 
     def _set_live(self, live: list[bool]) -> None:
         if live != self._live:
