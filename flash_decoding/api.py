@@ -269,6 +269,7 @@ def warmup(
     """
     from flash_decoding import execute
 
+    validate.sizes(heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim_v)
     execute.warmup(
         heads_q=heads_q,
         heads_kv=heads_kv,

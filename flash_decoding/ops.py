@@ -9,7 +9,9 @@ at the end of the file take the records of :mod:`flash_decoding.spec` and call t
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
 
 _ATTENTION = """attention(
-    Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, Tensor? block_table,
+    Tensor q, Tensor k_cache, Tensor v_cache, Tensor? cache_seqlens, Tensor? block_table,
     Tensor? cache_batch_idx, Tensor? cache_leftpad, Tensor? cu_seqlens_q, Tensor? alibi_slopes, Tensor? sinks,
     SymInt max_q_len, SymInt max_kv_len, SymInt new_tokens, float softmax_scale, int window_left,
     int window_right, float softcap, int num_splits, bool batch_invariant, bool return_lse
@@ -30,6 +32,8 @@ _APPEND_KV = """append_kv(
 ) -> ()"""
 
 _MERGE_ATTENTION = "merge_attention(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)"
+
+R = TypeVar("R")
 
 # Kernels follow the strides they are given and need a contiguous last dimension: a compiler that lays an
 # intermediate tensor out anew would break that after the checks have passed.
@@ -127,14 +131,28 @@ def _merge_attention_fake(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
 
 
-for _schema, _run, _fake in (
+def _on_its_gpu(run: Callable[..., R]) -> Callable[..., R]:
+    """Run with the GPU of the first tensor as the current one, which is where Triton launches."""
+
+    @functools.wraps(run)
+    def guarded(first: Tensor, *rest: object) -> R:
+        if first.get_device() == torch.cuda.current_device():
+            return run(first, *rest)
+        with torch.cuda.device(first.device):
+            return run(first, *rest)
+
+    return guarded
+
+
+_IMPLEMENTATIONS: tuple[tuple[str, Callable[..., object], Callable[..., object]], ...] = (
     (_ATTENTION, _attention, _attention_fake),
     (_APPEND_KV, _append_kv, _append_kv_fake),
     (_MERGE_ATTENTION, _merge_attention, _merge_attention_fake),
-):
+)
+for _schema, _run, _fake in _IMPLEMENTATIONS:
     _name = _library.define(_schema, tags=_TAGS)  # type: ignore[no-untyped-call]
-    for _device in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _device)  # type: ignore[no-untyped-call]
+    _library.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
+    _library.impl(_name, _on_its_gpu(_run), "CUDA")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"flash_decoding::{_name}", _fake, lib=_library)
 
 

@@ -26,6 +26,7 @@ from flash_decoding.validate.inputs import (
     options,
     queries,
     ragged_queries,
+    sizes,
 )
 from flash_decoding.validate.keys import dense_keys, packed_keys
 
@@ -46,4 +47,5 @@ __all__ = [
     "queries",
     "ragged_queries",
     "rotary",
+    "sizes",
 ]

@@ -84,6 +84,17 @@ def heads(q: Tensor, heads_kv: int) -> None:
         raise InvalidInput("q", f"{heads_q} heads", f"a multiple of the {heads_kv} key/value heads")
 
 
+def sizes(*, heads_q: int, heads_kv: int, head_dim: int, head_dim_v: int | None) -> None:
+    """Check the sizes of a call that is yet to come."""
+    if heads_kv < 1:
+        raise InvalidInput("heads_kv", heads_kv, "1 or more")
+    if heads_q < 1 or heads_q % heads_kv != 0:
+        raise InvalidInput("heads_q", heads_q, f"a multiple of heads_kv = {heads_kv}")
+    tensors.head_dim("head_dim", head_dim)
+    if head_dim_v is not None:
+        tensors.head_dim("head_dim_v", head_dim_v)
+
+
 def lengths(
     cache_seqlens: Tensor | int | None, batch: int, capacity: int, device: torch.device, new_len: int = 0
 ) -> Tensor:
