@@ -70,7 +70,9 @@ def _query_tokens(queries: Queries, b: int) -> Tensor:
 
 def _length(cache: KVCache, b: int) -> int:
     """Where sequence ``b`` ends; its last query token sits at slot ``length - 1``."""
-    return min(int(cache.cache_seqlens[b]) + cache.new_tokens, cache.capacity)
+    if cache.cache_seqlens is None:
+        return cache.capacity
+    return min(max(int(cache.cache_seqlens[b]), 0) + cache.new_tokens, cache.capacity)
 
 
 def _locate(cache: KVCache, b: int, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +144,7 @@ def append(new: NewTokens, cache: KVCache) -> None:
     A position past the table of ``rotary``, which no cache could hold, takes its last row.
     """
     for b in range(new.k.shape[0]):
-        seqlen = int(cache.cache_seqlens[b])
+        seqlen = max(int(cache.cache_seqlens[b]), 0)
         k, slots = new.k[b], seqlen + torch.arange(new.k.shape[1], device=new.k.device)
         if new.rotary is not None:
             k = rotate(k, slots, new.rotary)

@@ -12,20 +12,21 @@ from flash_decoding.spec import KVCache, NewTokens, Rotary
 def append(new: NewTokens, cache: KVCache) -> None:
     """Write token ``i`` of every sequence to slot ``cache_seqlens + i``, up to the capacity.
 
-    Tokens beyond it are not written. With ``new.rotary`` keys are rotated on their way, and ``new.q`` into ``new.q_rotated``.
+    Tokens beyond it are not written. With ``new.rotary`` keys are rotated on their way, and ``new.q`` into
+    ``new.q_rotated``.
 
     Raises:
         InvalidInput: a page or a row of the cache that does not exist; nothing has been written then.
     """
     steps = torch.arange(new.k.shape[1])
-    slots = cache.cache_seqlens.long()[:, None] + steps
-    fits = (slots >= 0) & (slots < cache.capacity)
+    starts = cache.cache_seqlens.long().clamp(min=0)[:, None]
+    slots = starts + steps
+    fits = slots < cache.capacity
     index = _locate(cache, slots, fits)
     k = new.k if new.rotary is None else _rotated(new.k, slots, new.rotary)
     if new.rotary is not None and new.q is not None and new.q_rotated is not None:
         q_steps = torch.arange(new.q.shape[1]) * new.rotary.advance_q
-        positions = cache.cache_seqlens.long()[:, None] + q_steps
-        new.q_rotated.copy_(_rotated(new.q, positions, new.rotary))
+        new.q_rotated.copy_(_rotated(new.q, starts + q_steps, new.rotary))
     cache.k.index_put_(index, k[fits])
     cache.v.index_put_(index, new.v[fits])
 
@@ -56,7 +57,7 @@ def _rotated(x: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
     Computed in at least fp32 and rounded once. A position past the table takes its last row: no slot of the
     cache is that far.
     """
-    positions = positions.expand(x.shape[:2]).clamp(0, rotary.cos.shape[0] - 1)
+    positions = positions.expand(x.shape[:2]).clamp(max=rotary.cos.shape[0] - 1)
     dtype = torch.promote_types(x.dtype, torch.float32)
     cos, sin = (table[positions].to(dtype)[:, :, None] for table in (rotary.cos, rotary.sin))
     if rotary.interleaved:

@@ -45,7 +45,7 @@ class Mask:
     def apply(self, scores: Tensor, tokens: Span, keys: Span) -> None:
         """Turn products, already scaled, into scores, in place; hidden ones become -inf.
 
-        ``scores`` is (runs * heads_kv, tokens * group, keys).
+        ``scores`` is (runs, heads_kv, tokens * group, keys).
         """
         softcap = self.options.softcap
         if softcap > 0:
@@ -53,7 +53,7 @@ class Mask:
         has_alibi, sees_all = self.options.alibi_slopes is not None, self.sees_all(tokens, keys)
         if sees_all and not has_alibi:
             return
-        split_heads = scores.view(len(self.group.runs), self.heads[0], -1, self.heads[1], scores.shape[-1])
+        split_heads = scores.view(*scores.shape[:2], -1, self.heads[1], scores.shape[-1])
         lengths = torch.tensor([run.keys for run in self.group.runs])[:, None, None]
         slots = torch.arange(*keys)
         ahead = slots - (lengths - self.group.q_len + torch.arange(*tokens)[:, None])

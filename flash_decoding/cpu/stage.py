@@ -26,34 +26,32 @@ class Stage:
         self.buffer = torch.empty(0, dtype=self.dtype)
 
     def load(self, group: Group, keys: tuple[int, int]) -> Tensor:
-        """Keys ``start <= c < stop`` of every run: (stop - start, runs * heads_kv, elements).
+        """Keys ``start <= c < stop`` of every run: (runs, stop - start, heads_kv, elements).
 
-        The result is valid until the next call.
+        A view of the cache where that has the right dtype and one slice holds all, else a staged copy,
+        which is valid until the next call.
         """
         runs, first = len(group.runs), group.runs[0]
         rows = slice(first.row, first.row + runs)
         slots = slice(first.first_slot + keys[0], first.first_slot + keys[1])
-        if runs == 1 and self.block_table is None and self.pool.dtype == self.dtype:
-            return self.pool[first.row, slots]
-        staged = self._empty(keys[1] - keys[0], runs, *self.pool.shape[2:])
-        if self.block_table is None and group.is_uniform:
-            staged.copy_(self.pool[rows, slots].transpose(0, 1))
-        else:
-            self._load_each(group, keys[0], staged)
-        return staged.flatten(1, 2)
+        is_slice = self.block_table is None and group.is_uniform
+        if is_slice and self.pool.dtype == self.dtype:
+            return self.pool[rows, slots]
+        staged = self._empty(runs, keys[1] - keys[0], *self.pool.shape[2:])
+        if is_slice:
+            return staged.copy_(self.pool[rows, slots])
+        for i, run in enumerate(group.runs):
+            live = min(max(run.keys - keys[0], 0), staged.shape[1])
+            if live > 0:
+                staged[i, :live] = self._tokens(run, run.first_slot + keys[0], live)
+            staged[i, live:] = 0
+        return staged
 
     def _empty(self, *shape: int) -> Tensor:
         elements = math.prod(shape)
         if self.buffer.numel() < elements:
             self.buffer = torch.empty(elements, dtype=self.dtype)
         return self.buffer[:elements].view(shape)
-
-    def _load_each(self, group: Group, start: int, staged: Tensor) -> None:
-        for i, run in enumerate(group.runs):
-            live = min(max(run.keys - start, 0), staged.shape[0])
-            if live > 0:
-                staged[:live, i] = self._tokens(run, run.first_slot + start, live)
-            staged[live:, i] = 0
 
     def _tokens(self, run: Run, slot: int, count: int) -> Tensor:
         """``count`` tokens of a run, from an absolute slot on: (count, heads_kv, elements)."""
