@@ -85,6 +85,7 @@ def flash_attn_with_kvcache(  # noqa: PLR0917 - flash-attn's order
         Unsupported: a tensor requires grad, or nothing here can run the call.
     """
     queries = validate.queries(_last_contiguous(q))
+    k, v = _last_contiguous(k), _last_contiguous(v)
     new_len = validate.new_len(k, v)
     if k is not None and cache_seqlens is None:
         raise InvalidInput("cache_seqlens", None, "an int or a (batch,) int32 tensor: where k and v go")
@@ -238,7 +239,7 @@ def flash_attn_varlen_func(  # noqa: PLR0917 - flash-attn's order
 def _append(queries: Queries, cache: KVCache, k: Tensor, v: Tensor, rotation: Rotary | None) -> Queries:
     """Write new tokens behind the live slots; the queries that come back are rotated if there are tables."""
     q = None if rotation is None else queries.q
-    new = validate.new_tokens(_last_contiguous(k), _last_contiguous(v), cache, rotation=rotation, q=q)
+    new = validate.new_tokens(k, v, cache, rotation=rotation, q=q)
     ops.append_kv(new, cache)
     return queries if new.q_rotated is None else Queries(new.q_rotated)
 

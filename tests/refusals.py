@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from flash_decoding import InvalidInput
 
 HEADS_Q, HEADS_KV, DIM, CAPACITY, BATCH = 4, 2, 16, 8, 2
 
@@ -248,3 +252,14 @@ MERGE_REFUSALS: list[Refusal] = [
     ("lses_rank", {"lses": floats(3, 4, 1)}, "lses", "3 dimensions", "4 dimensions"),
     ("lses_device", {"lses": floats(3, 2, 4, 1, device="meta")}, "lses", "device meta", "device cpu"),
 ]
+
+
+def assert_refused(call: Callable[..., Any], good: Arguments, refusal: Refusal) -> None:
+    _, changes, argument, got, wanted = refusal
+    with pytest.raises(InvalidInput) as caught:
+        call(**(good | changes))
+    error = caught.value
+    assert error.argument == argument
+    assert got in str(error.got)
+    assert wanted in error.wanted
+    assert str(error) == f"{argument}: got {error.got}; wanted {error.wanted}"

@@ -22,6 +22,7 @@ from tests.refusals import (
     Arguments,
     Refusal,
     append_arguments,
+    assert_refused,
     attention_arguments,
     floats,
     ints,
@@ -29,17 +30,6 @@ from tests.refusals import (
     paged,
     ragged_arguments,
 )
-
-
-def assert_refused(call: Callable[..., Any], good: Arguments, refusal: Refusal) -> None:
-    _, changes, argument, got, wanted = refusal
-    with pytest.raises(InvalidInput) as caught:
-        call(**(good | changes))
-    error = caught.value
-    assert error.argument == argument
-    assert got in str(error.got)
-    assert wanted in error.wanted
-    assert str(error) == f"{argument}: got {error.got}; wanted {error.wanted}"
 
 
 def names(refusals: list[Refusal]) -> list[str]:
