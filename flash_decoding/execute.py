@@ -5,13 +5,14 @@ Imports the kernels only when a GPU call comes, so that a machine without Triton
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from flash_decoding import cpu, sdpa
-from flash_decoding.errors import InvalidInput
-from flash_decoding.plan import Hardware, make_plan
-from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
+from flash_decoding.plan import Hardware, make_plan, tiles_for
+from flash_decoding.spec import Kind, KVCache, NewTokens, Options, Plan, Problem, Queries
 
 
 def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse: bool) -> Problem:
@@ -89,9 +90,30 @@ def run_kernels(
     part_strides = (sequence, splits, heads * splits, 1)
     attend.launch(queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides)
     combine.launch(
-        queries, cache, options, plan, parts=parts, part_lse=part_lse, out=out, lse=target, lse_strides=lse_strides
+        queries,
+        cache,
+        options,
+        plan,
+        parts=parts,
+        part_lse=part_lse,
+        out=out,
+        lse=target,
+        lse_strides=lse_strides,
     )
     return out, lse
+
+
+def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
+    """Compile what calls like this one can launch, by running each on the tensors given.
+
+    A kernel is compiled per sizes of heads and pages and per option, not per length, batch or number of
+    splits: small tensors stand for large ones. The planner adds two choices: split or not, and which tile.
+    """
+    problem = problem_of(queries, cache, options, return_lse=True)
+    for tile in tiles_for(problem, Hardware.of(queries.q.device)):
+        for splits, return_lse in itertools.product((1, 2), (False, True)):
+            kind: Kind = "flash_decoding" if splits > 1 else "flash_attention"
+            run_kernels(queries, cache, options, Plan(kind, "triton", tile, splits, 0), return_lse=return_lse)
 
 
 def append_kv(new: NewTokens, cache: KVCache) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from flash_decoding.spec import KVCache, Options, Queries
 
@@ -14,7 +14,7 @@ def attend(queries: Queries, cache: KVCache, options: Options) -> Tensor:
     ``plan.variants`` says what it takes; the caller has asked there.
     """
     q, k, v = (x.transpose(1, 2) for x in (queries.q, cache.k, cache.v))
-    out = F.scaled_dot_product_attention(
+    out = scaled_dot_product_attention(
         q,
         k,
         v,

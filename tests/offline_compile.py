@@ -64,7 +64,14 @@ CASES = (
     Case("decode_fp32", dtype=torch.float32),
     Case("verify_8_tokens", q_len=8, options=(("causal", True),)),
     Case("prefill", q_len=512, num_splits=1, options=(("causal", True),), page_size=16),
-    Case("prefill_head_dim_256", q_len=512, head_dim=256, head_dim_v=256, num_splits=1, options=(("causal", True),)),
+    Case(
+        "prefill_head_dim_256",
+        q_len=512,
+        head_dim=256,
+        head_dim_v=256,
+        num_splits=1,
+        options=(("causal", True),),
+    ),
     Case("every_option", q_len=4, options=(("window_size", (128, 0)), ("softcap", 30.0), ("extras", True))),
 )
 
@@ -152,7 +159,7 @@ def compile_all(names: list[str], cases: tuple[Case, ...] = CASES) -> Iterator[d
 
         return compile_only
 
-    JITFunction.__getitem__ = capture  # type: ignore[method-assign]
+    JITFunction.__getitem__ = capture
     for index, name in enumerate(names):
         target, gpu = TARGETS[name]
         driver.set_active(OfflineDriver(index, target))
@@ -161,7 +168,7 @@ def compile_all(names: list[str], cases: tuple[Case, ...] = CASES) -> Iterator[d
             compiled.clear()
             launches(case, hardware)
             for kernel_name, kernel in compiled:
-                record = {"target": name, "case": case.name, "kernel": kernel_name}
+                record: dict[str, Any] = {"target": name, "case": case.name, "kernel": kernel_name}
                 record |= {"smem": kernel.metadata.shared, "smem_limit": hardware.smem_bytes}
                 yield record | resources(kernel)
 

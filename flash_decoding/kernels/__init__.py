@@ -1,1 +1,1 @@
-"""Triton kernels. Each file: the jit functions of one idea, and the launcher that maps records to arguments."""
+"""Triton kernels. Each file: the jit functions of one idea, and the launcher that maps records to them."""

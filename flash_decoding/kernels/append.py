@@ -21,29 +21,49 @@ if TYPE_CHECKING:
 MAX_BLOCK_H = 8
 """Heads per program: 8 heads of 128 elements are what 4 warps load in one go."""
 
-VARYING = (
-    "new_len q_len capacity pages cache_rows table_stride positions "
-    "cache_seqlens_ptr cache_batch_idx_ptr block_table_ptr"
-).split()
+# What changes from call to call must not choose the compiled kernel (contract C6).
+SIZES = ["new_len", "q_len", "capacity", "pages", "cache_rows", "table_stride", "positions"]
+TABLES = ["cache_seqlens_ptr", "cache_batch_idx_ptr", "block_table_ptr"]
+
+
+@triton.jit
+def head_ptrs(
+    ptr: tl.tensor, strides: tl.tuple, outer: tl.tensor, inner: tl.tensor, heads: tl.tensor
+) -> tl.tensor:
+    """(heads, 1) pointers to the vectors of some heads of one token; all indices are int64."""
+    return ptr + outer * strides[0] + inner * strides[1] + (heads * strides[2])[:, None]
+
+
+@triton.jit
+def mask_of(heads: tl.tensor, HEADS: tl.constexpr, COLS: tl.constexpr, BLOCK_COLS: tl.constexpr) -> tl.tensor:
+    """(heads, columns) that exist."""
+    return (heads < HEADS)[:, None] & (tl.arange(0, BLOCK_COLS) < COLS)[None, :]
+
+
+@triton.jit
+def store(ptrs: tl.tensor, x: tl.tensor, mask: tl.tensor, BLOCK_COLS: tl.constexpr) -> None:
+    """Write the vectors of some heads, in the dtype of where they go."""
+    tl.store(ptrs + tl.arange(0, BLOCK_COLS)[None, :], x.to(ptrs.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def rotated(
     x_ptrs: tl.tensor,
-    cols: tl.tensor,
     mask: tl.tensor,
     cos_ptr: tl.tensor,
     sin_ptr: tl.tensor,
     position: tl.tensor,
     rotary_strides: tl.tuple,  # position of cos, position of sin
+    BLOCK_COLS: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ) -> tl.tensor:
     """(heads, columns) of x with its first ROTARY_DIM columns rotated, in fp32.
 
-    Column c and its partner p turn by angle f: x_c cos f -+ x_p sin f. The layouts differ in who is the partner
-    and which frequency a column has, and in nothing else.
+    Column c and its partner p turn by angle f: x_c cos f -+ x_p sin f. The layouts differ in who is the
+    partner and which frequency a column has, and in nothing else.
     """
+    cols = tl.arange(0, BLOCK_COLS)
     x = tl.load(x_ptrs + cols[None, :], mask=mask, other=0.0).to(tl.float32)
     if ROTARY_DIM > 0:
         half: tl.constexpr = ROTARY_DIM // 2
@@ -54,14 +74,18 @@ def rotated(
             frequency, first = cols % half, cols < half
             partner = tl.where(first, cols + half, cols - half)
         turns = cols < ROTARY_DIM
-        cos = tl.load(cos_ptr + position * rotary_strides[0] + frequency, mask=turns, other=1.0).to(tl.float32)
-        sin = tl.load(sin_ptr + position * rotary_strides[1] + frequency, mask=turns, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + position * rotary_strides[0] + frequency, mask=turns, other=1.0).to(
+            tl.float32
+        )
+        sin = tl.load(sin_ptr + position * rotary_strides[1] + frequency, mask=turns, other=0.0).to(
+            tl.float32
+        )
         other = tl.load(x_ptrs + partner[None, :], mask=mask & turns[None, :], other=0.0).to(tl.float32)
         x = x * cos[None, :] + tl.where(first, -other, other) * sin[None, :]
     return x
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=[*SIZES, *TABLES])
 def append_kernel(
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
@@ -105,41 +129,35 @@ def append_kernel(
     pid = tl.program_id(0)
     tokens = tl.maximum(new_len, q_len)
     block = pid % blocks
-    token = pid // blocks % tokens
+    token = tl.cast(pid // blocks % tokens, tl.int64)
     b = tl.cast(pid // (blocks * tokens), tl.int64)
     length = tl.maximum(tl.load(cache_seqlens_ptr + b), 0)
-    cols = tl.arange(0, BLOCK_D)
-    if block < kv_blocks:
-        heads = block * BLOCK_H + tl.arange(0, BLOCK_H)
-        slot = length + token
-        if (token < new_len) & (slot < capacity):
-            row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
-            page, place = load.place(row, slot, 0, slot + 1, block_table_ptr, table_stride, pages, PAGE_SIZE, 1)
-            wide = heads.to(tl.int64)
-            mask = (heads < HEADS_KV)[:, None] & (cols < HEAD_DIM)[None, :]
-            k_ptrs = k_ptr + b * k_strides[0] + tl.cast(token, tl.int64) * k_strides[1] + (wide * k_strides[2])[:, None]
-            position = tl.cast(tl.minimum(slot, positions - 1), tl.int64)
-            k = rotated(k_ptrs, cols, mask, cos_ptr, sin_ptr, position, rotary_strides, ROTARY_DIM, INTERLEAVED)
-            k_at = k_cache_ptr + page * k_cache_strides[0] + place * k_cache_strides[1]
-            k_at += (wide * k_cache_strides[2])[:, None] + cols[None, :]
-            tl.store(k_at, k.to(k_cache_ptr.dtype.element_ty), mask=mask)
-            cols_v = tl.arange(0, BLOCK_DV)
-            mask_v = (heads < HEADS_KV)[:, None] & (cols_v < HEAD_DIM_V)[None, :]
-            v_ptrs = v_ptr + b * v_strides[0] + tl.cast(token, tl.int64) * v_strides[1]
-            v = tl.load(v_ptrs + (wide * v_strides[2])[:, None] + cols_v[None, :], mask=mask_v)
-            v_at = v_cache_ptr + page * v_cache_strides[0] + place * v_cache_strides[1]
-            tl.store(v_at + (wide * v_cache_strides[2])[:, None] + cols_v[None, :], v, mask=mask_v)
-    elif token < q_len:
-        heads = ((block - kv_blocks) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
-        mask = (heads < HEADS_Q)[:, None] & (cols < HEAD_DIM)[None, :]
-        slot = length + token if ADVANCE_Q else length
-        position = tl.cast(tl.minimum(slot, positions - 1), tl.int64)
-        wide_token = tl.cast(token, tl.int64)
-        q_ptrs = q_ptr + b * q_strides[0] + wide_token * q_strides[1] + (heads * q_strides[2])[:, None]
-        q = rotated(q_ptrs, cols, mask, cos_ptr, sin_ptr, position, rotary_strides, ROTARY_DIM, INTERLEAVED)
-        q_at = q_rotated_ptr + b * q_rotated_strides[0] + wide_token * q_rotated_strides[1]
-        q_at += (heads * q_rotated_strides[2])[:, None] + cols[None, :]
-        tl.store(q_at, q.to(q_rotated_ptr.dtype.element_ty), mask=mask)
+    slot = length + token
+    lanes = tl.arange(0, BLOCK_H).to(tl.int64)
+    if (block < kv_blocks) & (token < new_len) & (slot < capacity):
+        heads = block * BLOCK_H + lanes
+        row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
+        page, place = load.place(row, slot, 0, slot + 1, block_table_ptr, table_stride, pages, PAGE_SIZE, 1)
+        k_from = head_ptrs(k_ptr, k_strides, b, token, heads)
+        mask = mask_of(heads, HEADS_KV, HEAD_DIM, BLOCK_D)
+        position = tl.minimum(slot, positions - 1)
+        k = rotated(
+            k_from, mask, cos_ptr, sin_ptr, position, rotary_strides, BLOCK_D, ROTARY_DIM, INTERLEAVED
+        )
+        store(head_ptrs(k_cache_ptr, k_cache_strides, page, place, heads), k, mask, BLOCK_D)
+        mask_v = mask_of(heads, HEADS_KV, HEAD_DIM_V, BLOCK_DV)
+        v_from = head_ptrs(v_ptr, v_strides, b, token, heads) + tl.arange(0, BLOCK_DV)[None, :]
+        v_to = head_ptrs(v_cache_ptr, v_cache_strides, page, place, heads)
+        store(v_to, tl.load(v_from, mask=mask_v), mask_v, BLOCK_DV)
+    if (block >= kv_blocks) & (token < q_len):
+        heads = (block - kv_blocks) * BLOCK_H + lanes
+        q_from = head_ptrs(q_ptr, q_strides, b, token, heads)
+        mask = mask_of(heads, HEADS_Q, HEAD_DIM, BLOCK_D)
+        position = tl.minimum(slot if ADVANCE_Q else length.to(tl.int64), positions - 1)
+        q = rotated(
+            q_from, mask, cos_ptr, sin_ptr, position, rotary_strides, BLOCK_D, ROTARY_DIM, INTERLEAVED
+        )
+        store(head_ptrs(q_rotated_ptr, q_rotated_strides, b, token, heads), q, mask, BLOCK_D)
 
 
 def launch(new: NewTokens, cache: KVCache) -> None:

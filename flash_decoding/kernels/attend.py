@@ -1,10 +1,12 @@
-"""Attention of packed query rows over a share of the keys: FlashAttention with one split, Flash-Decoding with more.
+"""Attention of packed query rows over a share of the keys.
+
+FlashAttention with one split, Flash-Decoding with more:
 
     out_s = softmax(scores over the keys of split s) v        lse_s = log sum exp(scores)
 
 Grid (one dimension): row tiles, key/value heads, splits, sequences, fastest first, so that programs running
-together read neighbouring heads of the same tokens. A program holds BLOCK_M of the ``q_len * group`` rows that
-share a key/value head: grouped query heads and query tokens are packed alike, and read each key once.
+together read neighbouring heads of the same tokens. A program holds BLOCK_M of the ``q_len * group`` rows
+that share a key/value head: grouped query heads and query tokens are packed alike, and read each key once.
 
 Splits are of the live keys, measured on the device: what the grid costs follows the capacity, what the
 programs read follows the lengths. A split without keys writes nothing, and the combine does not look at it.
@@ -18,6 +20,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys, load, score, softmax
+from flash_decoding.kernels.rows import load_queries, lse_offset, store_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,13 +28,18 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-VARYING = (
-    "max_q_len new_tokens capacity pages cache_rows num_splits split_tiles window_left window_right "
-    "table_stride cu_seqlens_q_ptr cache_seqlens_ptr cache_leftpad_ptr cache_batch_idx_ptr block_table_ptr"
-).split()
+SIZES = ["max_q_len", "new_tokens", "capacity", "pages", "cache_rows", "num_splits", "split_tiles"]
+STRIDES = ["window_left", "window_right", "table_stride", "lse_strides"]
+TABLES = [
+    "cu_seqlens_q_ptr",
+    "cache_seqlens_ptr",
+    "cache_leftpad_ptr",
+    "cache_batch_idx_ptr",
+    "block_table_ptr",
+]
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=[*SIZES, *STRIDES, *TABLES])
 def attend_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -95,17 +103,13 @@ def attend_kernel(
 
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
-    cols = tl.arange(0, BLOCK_D)
     in_q = rows < q_len * GROUP
-    q_base = q_ptr + (tl.cast(b, tl.int64) * q_strides[0] if cu_seqlens_q_ptr is None else q_start * q_strides[1])
-    q_offsets = (token.to(tl.int64) * q_strides[1] + head.to(tl.int64) * q_strides[2])[:, None] + cols[None, :]
-    q = tl.load(q_base + q_offsets, mask=in_q[:, None] & (cols < HEAD_DIM)[None, :], other=0.0)
-
-    m, l, acc = softmax.empty(BLOCK_M, BLOCK_DV)
+    q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, HEAD_DIM, BLOCK_D)
+    peak, total, acc = softmax.empty(BLOCK_M, BLOCK_DV)
     if sinks_ptr is not None:
         if split == 0:  # the sink belongs to one split, so that the merge counts it once
-            m = tl.load(sinks_ptr + head, mask=in_q, other=0.0).to(tl.float32) * softmax.LOG2E
-            l += 1.0
+            peak = tl.load(sinks_ptr + head, mask=in_q, other=0.0).to(tl.float32) * softmax.LOG2E
+            total += 1.0
 
     position = end - q_len + token
     slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
@@ -126,18 +130,13 @@ def attend_kernel(
         scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
         sees = keys.row_sees(slots, position, lo, hi, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
-        m, l, acc = softmax.update(m, l, acc, tl.where(sees, scores, float("-inf")), v)
+        peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
 
-    cols_v = tl.arange(0, BLOCK_DV)
-    out = acc / softmax.denominator(l)[:, None]
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-    out_ptrs = out_ptr + (flat_row * HEAD_DIM_V)[:, None] + cols_v[None, :]
-    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=in_q[:, None] & (cols_v < HEAD_DIM_V)[None, :])
+    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
     if lse_ptr is not None:
-        lse_token = token if cu_seqlens_q_ptr is None else q_start + token
-        lse_base = lse_ptr + tl.cast(b, tl.int64) * lse_strides[0] + split * lse_strides[3]
-        lse_offsets = head.to(tl.int64) * lse_strides[1] + lse_token.to(tl.int64) * lse_strides[2]
-        tl.store(lse_base + lse_offsets, softmax.log_sum_exp(m, l), mask=in_q)
+        offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_strides[3]
+        tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
 
 
 def launch(
@@ -225,4 +224,4 @@ def pipeline_stages(plan: Plan, cache: KVCache) -> int:
 
 def block_of(columns: int) -> int:
     """Columns as the matrix units take them: a power of two, 16 at least."""
-    return max(16, triton.next_power_of_2(columns))
+    return max(16, int(triton.next_power_of_2(columns)))

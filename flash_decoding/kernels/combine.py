@@ -2,7 +2,7 @@
 
     lse = log sum_s exp(lse_s)        out = sum_s exp(lse_s - lse) out_s
 
-Which splits are live follows from the lengths, as in the attention kernel; scratch of the others is never read.
+Which splits are live follows from the lengths, as in the attention kernel; scratch of others is never read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import triton.language as tl
 
 from flash_decoding.kernels import keys, softmax
 from flash_decoding.kernels.attend import block_of
+from flash_decoding.kernels.rows import lse_offset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 BLOCK_S = 32
 """Splits merged at a time. More would not fit the registers of 4 warps at head_dim 256."""
 
-VARYING = (
-    "heads max_q_len new_tokens capacity num_splits split_tiles window_left window_right "
-    "cu_seqlens_q_ptr cache_seqlens_ptr cache_leftpad_ptr"
-).split()
+# What changes from call to call must not choose the compiled kernel (contract C6).
+SIZES = ["heads", "max_q_len", "new_tokens", "capacity", "num_splits", "split_tiles"]
+STRIDES = ["window_left", "window_right", "part_lse_strides", "lse_strides"]
+TABLES = ["cu_seqlens_q_ptr", "cache_seqlens_ptr", "cache_leftpad_ptr"]
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=[*SIZES, *STRIDES, *TABLES])
 def combine_kernel(
     parts_ptr: tl.tensor,
     part_lse_ptr: tl.tensor,
@@ -77,28 +78,34 @@ def combine_kernel(
 
     # Scalars go to the pointers first: folded into the block of offsets, Triton 3.5 and 3.6 have been seen to
     # miscompile a reduction of this shape.
-    lse_token = token if cu_seqlens_q_ptr is None else q_start + token
     parts = parts_ptr + (q_start + token) * part_strides[0] + head.to(tl.int64) * part_strides[1]
-    part_lse = part_lse_ptr + tl.cast(b, tl.int64) * part_lse_strides[0]
-    part_lse += head.to(tl.int64) * part_lse_strides[1] + lse_token.to(tl.int64) * part_lse_strides[2]
+    part_lse = part_lse_ptr + lse_offset(part_lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
     cols = tl.arange(0, BLOCK_DV)
-    m, l, acc = tl.cast(float("-inf"), tl.float32), tl.cast(0.0, tl.float32), tl.zeros((BLOCK_DV,), tl.float32)
+    peak, total, acc = (
+        tl.cast(float("-inf"), tl.float32),
+        tl.cast(0.0, tl.float32),
+        tl.zeros((BLOCK_DV,), tl.float32),
+    )
     for start in range(0, live_splits, BLOCK_S):
         splits = start + tl.arange(0, BLOCK_S)
         lse_s = tl.load(
-            part_lse + splits.to(tl.int64) * part_lse_strides[3], mask=splits < live_splits, other=float("-inf")
+            part_lse + splits.to(tl.int64) * part_lse_strides[3],
+            mask=splits < live_splits,
+            other=float("-inf"),
         )
         keep = (lse_s > float("-inf"))[:, None] & (cols < HEAD_DIM_V)[None, :]
         offsets = (splits.to(tl.int64) * part_strides[2])[:, None] + cols[None, :]
         out_s = tl.load(parts + offsets, mask=keep, other=0.0).to(tl.float32)
-        m_s, l_s, acc_s = softmax.from_partials(lse_s, out_s)
-        m, l, acc = softmax.merge(m, l, acc, m_s, l_s, acc_s)
+        peak_s, total_s, acc_s = softmax.from_partials(lse_s, out_s)
+        peak, total, acc = softmax.merge(peak, total, acc, peak_s, total_s, acc_s)
 
     out = out_ptr + ((q_start + token) * heads + head) * HEAD_DIM_V
-    tl.store(out + cols, (acc / softmax.denominator(l)).to(out_ptr.dtype.element_ty), mask=cols < HEAD_DIM_V)
+    tl.store(
+        out + cols, (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty), mask=cols < HEAD_DIM_V
+    )
     if lse_ptr is not None:
-        lse = lse_ptr + tl.cast(b, tl.int64) * lse_strides[0] + head.to(tl.int64) * lse_strides[1]
-        tl.store(lse + lse_token.to(tl.int64) * lse_strides[2], softmax.log_sum_exp(m, l))
+        lse = lse_ptr + lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
+        tl.store(lse, softmax.log_sum_exp(peak, total))
 
 
 def launch(

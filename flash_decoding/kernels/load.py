@@ -58,7 +58,7 @@ def load_tile(
     COLS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ) -> tl.tensor:
-    """(keys, BLOCK_COLS) of keys or values; dead slots and padding columns read as 0, so 0 * NaN cannot be."""
+    """(keys, BLOCK_COLS) of keys or values; dead slots and padding columns read as 0: no 0 * NaN."""
     cols = tl.arange(0, BLOCK_COLS)
     rows = page * strides[0] + slot * strides[1]
     mask = live[:, None]

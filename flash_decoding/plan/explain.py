@@ -1,4 +1,4 @@
-"""A plan in words: which kernel, how many splits, why, the bytes to move and the time that the memory allows."""
+"""A plan in words: which kernel, how many splits, why, bytes to move and the time that the memory allows."""
 
 from __future__ import annotations
 
@@ -72,11 +72,15 @@ class Explanation:
         lines = [f"bytes    {self.bytes_to_move / 2**20:.2f} MiB to move once"]
         if self.floor_seconds is not None:
             bandwidth = self.hardware.bandwidth / 1e12
-            lines.append(f"floor    {self.floor_seconds * 1e6:.1f} us at {bandwidth:.2f} TB/s, the vendor's figure")
+            lines.append(
+                f"floor    {self.floor_seconds * 1e6:.1f} us at {bandwidth:.2f} TB/s, the vendor's figure"
+            )
         return lines
 
     def _others(self) -> list[str]:
-        refused = [(v, v.why_not(self.problem, self.hardware)) for v in VARIANTS if v.name != self.plan.variant]
+        refused = [
+            (v, v.why_not(self.problem, self.hardware)) for v in VARIANTS if v.name != self.plan.variant
+        ]
         return [f"not {v.name:<5}{'; '.join(reasons)}" for v, reasons in refused if reasons]
 
 

@@ -68,7 +68,9 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
     tile = choose_tile(dataclasses.replace(problem, q_len=longest), hardware)
     per_split = max(1, INVARIANT_SPLIT_TOKENS // tile.block_n)
     splits = -(-visible_tiles(problem, tile) // per_split)
-    reason = f"batch_invariant: every split has {per_split * tile.block_n} keys, whatever else is in the batch"
+    reason = (
+        f"batch_invariant: every split has {per_split * tile.block_n} keys, whatever else is in the batch"
+    )
     return Plan(_kind(splits), "triton", tile, splits, per_split * tile.block_n, (reason,))
 
 

@@ -1,7 +1,7 @@
 """How many splits: the idea of Flash-Decoding in one page.
 
-Without a split, a call has one program per (sequence, key/value head, row tile): a handful when decoding, and a
-GPU has a hundred multiprocessors. So the keys are split until there is a program for every multiprocessor,
+Without a split, a call has one program per (sequence, key/value head, row tile): a handful when decoding,
+and a GPU has a hundred multiprocessors. So the keys are split until there is a program for every multiprocessor,
 and no further: each split costs a partial result, written once and read once by the reduction.
 """
 
@@ -15,7 +15,7 @@ INVARIANT_SPLIT_TOKENS = 512
 
 
 def tiles_in(tokens: int, block_n: int) -> int:
-    """Tiles of ``block_n`` keys that cover ``tokens`` keys; one more where a window may start inside a tile."""
+    """Tiles of ``block_n`` keys that cover ``tokens`` keys; one at least."""
     return max(1, -(-tokens // block_n))
 
 

@@ -1,7 +1,7 @@
 """Which tile: rows of data, the first that applies is taken.
 
-A row says up to how many packed rows, head_dim and bytes per element it holds. Where its shared memory does not
-fit a GPU the pipeline is shortened, then the tile.
+A row says up to how many packed rows, head_dim and bytes per element it holds. Where its shared memory
+does not fit a GPU the pipeline is shortened, then the tile.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def padded(columns: int) -> int:
 
 
 def smem_bytes(problem: Problem, tile: Tile) -> int:
-    """Shared memory of the attention kernel, as an upper bound: the pipeline of keys and values, and the queries.
+    """Shared memory of the attention kernel, as an upper bound: the pipeline and the queries.
 
     Of n stages one is in registers, unless the matrix units read their operands from shared memory, as
     Hopper's do from 64 rows on.
@@ -83,19 +83,26 @@ PAGE_ENTRIES = 4 * 4
 
 def choose_tile(problem: Problem, hardware: Hardware) -> Tile:
     """First row of the table that holds the problem, stepped down until it fits the GPU."""
-    head_dim = max(problem.head_dim, problem.head_dim_v)
     programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
-    is_crowded = programs >= 2 * hardware.sm_count
-    row = next(
-        row
+    return _tile(problem, hardware, crowded=programs >= 2 * hardware.sm_count)
+
+
+def tiles_for(problem: Problem, hardware: Hardware) -> tuple[Tile, ...]:
+    """The tiles that a problem of these heads can get, whatever its batch: what there is to compile ahead."""
+    return tuple({_tile(problem, hardware, crowded=crowded) for crowded in (False, True)})
+
+
+def _tile(problem: Problem, hardware: Hardware, *, crowded: bool) -> Tile:
+    head_dim = max(problem.head_dim, problem.head_dim_v)
+    tile = next(
+        row.tile
         for row in TILES
         if problem.rows <= row.max_rows
         and head_dim <= row.max_head_dim
         and problem.element_bytes == row.element_bytes
         and hardware.capability >= row.capability
-        and (is_crowded or not row.crowded)
+        and (crowded or not row.crowded)
     )
-    tile = row.tile
     while smem_bytes(problem, tile) > hardware.smem_bytes:
         tile = _smaller(tile)
     return tile

@@ -34,7 +34,10 @@ def _sdpa_why_not(problem: Problem, hardware: Hardware) -> tuple[str, ...]:
     shifted = problem.window_right == 0 and problem.q_len not in (1, problem.kv_len)
     return _reasons(
         (hardware.backend == "cpu", "the CPU path calls SDPA itself where it serves"),
-        (problem.rows < SDPA_MIN_ROWS, f"fewer than {SDPA_MIN_ROWS} query rows: bound by memory, not arithmetic"),
+        (
+            problem.rows < SDPA_MIN_ROWS,
+            f"fewer than {SDPA_MIN_ROWS} query rows: bound by memory, not arithmetic",
+        ),
         (not problem.dense, "lengths, pages, padding or ragged queries are not SDPA's"),
         (not problem.plain, "windows, softcap, ALiBi and sinks are not SDPA's"),
         (shifted, "SDPA's causal mask is aligned to the first key, not to the last"),

@@ -1,0 +1,63 @@
+"""Query rows in, output rows out.
+
+Row ``r`` of a key/value head is query token ``r // group``, query head ``r % group`` of its group.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_queries(
+    q_ptr: tl.tensor,
+    strides: tl.tuple,  # sequence, token, head; the sequence's is 0 where queries are ragged
+    b: tl.tensor,
+    q_start: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    in_q: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> tl.tensor:
+    """(rows, BLOCK_D) of q; rows and columns that do not exist read as 0."""
+    cols = tl.arange(0, BLOCK_D)
+    base = q_ptr + tl.cast(b, tl.int64) * strides[0]
+    if cu_seqlens_q_ptr is not None:
+        base += q_start * strides[1]
+    rows = token.to(tl.int64) * strides[1] + head.to(tl.int64) * strides[2]
+    mask = in_q[:, None] & (cols < HEAD_DIM)[None, :]
+    return tl.load(base + rows[:, None] + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_out(
+    out_ptr: tl.tensor,
+    out: tl.tensor,
+    flat_row: tl.tensor,
+    in_q: tl.tensor,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+) -> None:
+    """Write (rows, BLOCK_DV) to a contiguous (flat rows, HEAD_DIM_V), in its dtype."""
+    cols = tl.arange(0, BLOCK_DV)
+    ptrs = out_ptr + (flat_row * HEAD_DIM_V)[:, None] + cols[None, :]
+    tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=in_q[:, None] & (cols < HEAD_DIM_V)[None, :])
+
+
+@triton.jit
+def lse_offset(
+    strides: tl.tuple,  # sequence, head, token, and perhaps more
+    b: tl.tensor,
+    q_start: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+) -> tl.tensor:
+    """Where the log-sum-exp of a row lies: (sequence, head, token), or (head, token of all) where ragged."""
+    wide_token = token.to(tl.int64)
+    if cu_seqlens_q_ptr is not None:
+        wide_token += q_start
+    return tl.cast(b, tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + wide_token * strides[2]

@@ -1,0 +1,35 @@
+"""Every kernel variant compiles for every architecture, fits its shared memory, and does not spill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="kernels need Triton; the CPU path does without")
+
+HALVES = (("sm_80", "sm_86", "sm_89", "gfx942"), ("sm_90", "sm_100", "sm_120"))
+
+
+def compiled(targets: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Records of a process of its own: here Triton may be the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.offline_compile", *targets]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("targets", HALVES, ids="+".join)
+def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str, ...]) -> None:
+    records = compiled(targets)
+    assert {record["target"] for record in records} == set(targets)
+    assert {record["kernel"] for record in records} == {"attend_kernel", "combine_kernel", "append_kernel"}
+    too_large = [r for r in records if r["smem"] > r["smem_limit"]]
+    assert not too_large
+    spilling = [r for r in records if r["kernel"] == "attend_kernel" and r["spills"]]
+    assert not spilling

@@ -1,0 +1,184 @@
+"""The planner: properties that hold for every problem on every GPU, without one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flash_decoding.errors import InvalidInput, Unsupported
+from flash_decoding.plan import Hardware, explain, make_plan
+from flash_decoding.plan.hardware import CPU, PRESETS
+from flash_decoding.plan.planner import visible_tiles
+from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, MAX_SPLITS, choose_num_splits, split_bounds
+from flash_decoding.plan.tiles import TILES, choose_tile, smem_bytes
+from flash_decoding.plan.variants import VARIANTS
+from flash_decoding.spec import Plan, Problem
+
+H200 = Hardware.named("H200")
+GPUS = st.sampled_from(PRESETS)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    heads_kv = draw(st.integers(1, 16))
+    return Problem(
+        batch=draw(st.integers(1, 512)),
+        q_len=draw(st.integers(1, 256)),
+        heads_q=heads_kv * draw(st.integers(1, 16)),
+        heads_kv=heads_kv,
+        head_dim=8 * draw(st.integers(2, 32)),
+        head_dim_v=8 * draw(st.integers(2, 32)),
+        kv_len=draw(st.integers(1, 2**20)),
+        element_bytes=draw(st.sampled_from((2, 4))),
+        page_size=draw(st.sampled_from((0, 1, 16, 256))),
+        window_left=draw(st.sampled_from((-1, 0, 128, 4096))),
+        window_right=draw(st.sampled_from((-1, 0, 5))),
+    )
+
+
+@given(st.integers(0, 5000), st.integers(1, 300))
+def test_splits_cover_every_tile_once(tiles: int, num_splits: int) -> None:
+    bounds = split_bounds(tiles, num_splits)
+    assert len(bounds) <= num_splits
+    covered = [tile for first, end in bounds for tile in range(first, end)]
+    assert covered == list(range(tiles))
+
+
+@given(problems(), GPUS, st.integers(0, 300))
+def test_never_more_splits_than_tiles(problem: Problem, hardware: Hardware, num_splits: int) -> None:
+    plan = make_plan(problem, hardware, num_splits=num_splits)
+    assert 1 <= plan.num_splits <= visible_tiles(problem, plan.tile)
+    if num_splits:
+        assert plan.num_splits == min(num_splits, visible_tiles(problem, plan.tile))
+    assert plan.kind == ("flash_decoding" if plan.num_splits > 1 else "flash_attention")
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 400), st.integers(1, 100))
+def test_number_of_splits_is_monotone(programs: int, tiles: int, slots: int, more: int) -> None:
+    splits = choose_num_splits(programs=programs, tiles=tiles, slots=slots)
+    assert splits <= MAX_SPLITS
+    assert choose_num_splits(programs=programs, tiles=tiles + more, slots=slots) >= splits
+    assert choose_num_splits(programs=programs, tiles=tiles, slots=slots + more) >= splits
+    assert choose_num_splits(programs=programs + more, tiles=tiles, slots=slots) <= splits
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 400))
+def test_a_split_never_makes_more_programs_than_the_gpu_holds(programs: int, tiles: int, slots: int) -> None:
+    splits = choose_num_splits(programs=programs, tiles=tiles, slots=slots)
+    assert splits == 1 or splits * programs <= slots
+
+
+@given(problems(), GPUS)
+def test_tiles_fit_the_gpu(problem: Problem, hardware: Hardware) -> None:
+    tile = choose_tile(problem, hardware)
+    assert smem_bytes(problem, tile) <= hardware.smem_bytes
+    assert tile.block_n >= 16
+
+
+def test_rows_of_the_table_differ_from_their_crowded_ones_in_stages_alone() -> None:
+    """What the bits of a result depend on must not depend on how many programs there are."""
+    for crowded, row in itertools.pairwise(TILES):
+        if crowded.crowded:
+            assert crowded.tile.block_m == row.tile.block_m
+            assert crowded.tile.block_n == row.tile.block_n
+            assert crowded.tile.num_warps == row.tile.num_warps
+
+
+@given(problems(), GPUS, st.integers(1, 512))
+def test_batch_invariant_plans_split_alike_for_every_batch(
+    problem: Problem, hardware: Hardware, batch: int
+) -> None:
+    def essence(plan: Plan) -> tuple[int, ...]:
+        return plan.split_tokens, plan.tile.block_m, plan.tile.block_n, plan.tile.num_warps, plan.num_splits
+
+    other = Problem(**{**problem.__dict__, "batch": batch})
+    plan = make_plan(problem, hardware, batch_invariant=True)
+    assert essence(plan) == essence(make_plan(other, hardware, batch_invariant=True))
+    assert plan.split_tokens * plan.num_splits >= min(problem.visible_len, plan.split_tokens)
+    assert plan.split_tokens == max(INVARIANT_SPLIT_TOKENS, plan.tile.block_n)
+
+
+ANNOUNCEMENT = [(256 >> i, 256 << i) for i in range(9)] + [(1, 131072)]
+
+
+@pytest.mark.parametrize(("batch", "kv_len"), ANNOUNCEMENT)
+def test_the_announcements_rows_fill_an_h200_once(batch: int, kv_len: int) -> None:
+    """Flash-Decoding from 32 sequences down, FlashAttention above: enough programs, in one round."""
+    problem = Problem(batch, 1, 16, 2, 128, 128, kv_len, 2)
+    plan = make_plan(problem, H200)
+    programs = batch * 2 * plan.num_splits
+    assert plan.kind == ("flash_attention" if batch >= 64 else "flash_decoding")
+    assert programs >= 0.9 * H200.sm_count
+    assert plan.num_splits == 1 or programs <= H200.sm_count
+
+
+def test_a_window_shortens_what_is_split() -> None:
+    wide = make_plan(Problem(1, 1, 8, 1, 128, 128, 2**17, 2), H200)
+    narrow = make_plan(Problem(1, 1, 8, 1, 128, 128, 2**17, 2, window_left=255), H200)
+    assert narrow.num_splits <= 256 // narrow.tile.block_n + 1 < wide.num_splits
+
+
+def test_dense_prefill_goes_to_sdpa_and_decoding_does_not() -> None:
+    prefill = Problem(1, 4096, 32, 8, 128, 128, 4096, 2, dense=True, window_right=0, return_lse=False)
+    assert make_plan(prefill, H200).variant == "sdpa"
+    for other in (
+        {"page_size": 16, "dense": False},
+        {"return_lse": True},
+        {"plain": False},
+        {"kv_len": 8192},
+    ):
+        assert make_plan(Problem(**{**prefill.__dict__, **other}), H200).variant == "triton"
+    assert make_plan(Problem(**{**prefill.__dict__, "q_len": 1}), H200).variant == "triton"
+    assert make_plan(prefill, H200, batch_invariant=True).variant == "triton"
+    assert make_plan(prefill, CPU).variant == "cpu"
+
+
+def test_a_problem_that_nobody_runs_is_refused_with_every_reason() -> None:
+    with pytest.raises(Unsupported) as refused:
+        make_plan(Problem(1, 1, 8, 8, 512, 512, 1024, 2), H200)
+    assert len(refused.value.reasons) == len(VARIANTS)
+    assert "head_dim is above 256" in str(refused.value)
+    old = Hardware("T4", "cuda", 40, 64 * 1024, (7, 5), 0.3e12)
+    with pytest.raises(Unsupported, match=r"compute capability \(7, 5\)"):
+        make_plan(Problem(1, 1, 8, 8, 128, 128, 1024, 2), old)
+
+
+def test_hardware_by_name() -> None:
+    assert Hardware.named("NVIDIA H200").sm_count == 132
+    assert Hardware.named("a100").capability == (8, 0)
+    with pytest.raises(InvalidInput, match="one of A100"):
+        Hardware.named("TPU")
+
+
+def test_explain_in_words() -> None:
+    text = str(
+        explain(batch=1, heads_q=16, heads_kv=2, head_dim=128, kv_len=65536, dtype="float16", gpu="H200")
+    )
+    for part in ("Flash-Decoding", "splits   66", "132 programs", "64.01 MiB", "4.80 TB/s", "H200"):
+        assert part in text
+    short = str(explain(batch=64, heads_q=32, heads_kv=8, head_dim=128, kv_len=512, gpu="A100"))
+    assert "FlashAttention (no split)" in short
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch": 0}, "batch: got 0"),
+        ({"heads_q": 3}, "multiple of heads_kv"),
+        ({"dtype": "int8"}, "dtype: got"),
+    ],
+)
+def test_explain_refuses_sizes_that_no_call_has(wrong: dict[str, object], message: str) -> None:
+    sizes: dict[str, object] = {
+        "batch": 1,
+        "heads_q": 8,
+        "heads_kv": 2,
+        "head_dim": 64,
+        "kv_len": 100,
+        "gpu": "H100",
+    }
+    with pytest.raises(InvalidInput, match=message):
+        explain(**(sizes | wrong))  # type: ignore[arg-type]
