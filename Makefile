@@ -5,10 +5,11 @@ VENV ?= .venv
 JOBS ?= 2
 OUT ?= out
 
-# What the checks were made with. Any torch >= 2.8 will do, with the Triton that it brings along; these are
-# for an environment that has none. Override them to try others: make test VENV=/tmp/next TORCH=torch
+# What the checks were made with. Any torch >= 2.8 will do, with the Triton that it brings along; these are for
+# an environment that has none. A PyTorch without CUDA brings no Triton, and tests need it for its interpreter.
+# To try others: make test VENV=.venv-next TORCH=torch
 TORCH ?= torch==2.13.0
-TRITON ?= triton==3.6.0# a PyTorch built without CUDA brings no Triton; the tests need it for its interpreter
+TRITON ?= triton==3.6.0
 
 BIN = $(VENV)/bin
 READY = $(VENV)/ready
@@ -42,8 +43,8 @@ clean:
 $(READY): pyproject.toml
 	@if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null; \
 	then $(PYTHON) -m venv --system-site-packages $(VENV); else $(PYTHON) -m venv $(VENV); fi
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "$(strip $(TORCH))"
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
 	@$(BIN)/python -c "import triton" 2>/dev/null || test "$$(uname)" != Linux || \
-		$(BIN)/python -m pip install "$(strip $(TRITON))"
+		$(BIN)/python -m pip install "$(TRITON)"
 	$(BIN)/python -m pip install --editable ".[dev]"
 	@touch $@

@@ -13,4 +13,4 @@ for tokens in (60000, 1, 1, 1):  # the prompt, then one token after the other
     cache.advance(tokens)
     append_kv(k, v, **cache.writing())
     out = decode_attention(q, **cache.reading())
-    print(f"{cache.lengths[0]} keys -> out {tuple(out.shape)}")
+    print(f"{cache.lengths[0]} keys -> {tuple(out[0].shape)}")
