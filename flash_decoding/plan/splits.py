@@ -1,7 +1,7 @@
 """How many splits: the idea of Flash-Decoding in one page.
 
 Without a split, a call has one program per (sequence, key/value head, row tile): a handful when decoding,
-and a GPU has a hundred multiprocessors. So the keys are split until there is a program for every multiprocessor,
+and a GPU has a hundred multiprocessors. So the keys are split until every multiprocessor has a program,
 and no further: each split costs a partial result, written once and read once by the reduction.
 """
 

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# All that needs a GPU: tests, compute-sanitizer, benchmark. Records go to $OUT (results/ by default).
+# Stages can be named: bash tools/gpu.sh tests sanitize bench
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-results}
+mkdir -p "$out"
+export PYTHONPATH=. PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+stages=${*:-tests sanitize bench}
+failed=0
+
+for stage in $stages; do
+    case $stage in
+    tests)
+        $python -m pytest -q -n "${JOBS:-8}" --junitxml "$out/tests.xml" || failed=1
+        $python -m tools.summary tests "$out/tests.xml" "$out/tests-gpu.json" || failed=1
+        rm -f "$out/tests.xml"
+        ;;
+    sanitize)
+        for tool in memcheck racecheck; do
+            compute-sanitizer --tool "$tool" $python -m tools.sanitize >"$out/$tool.log" 2>&1 || failed=1
+            tail -n 3 "$out/$tool.log"
+        done
+        $python -m tools.summary sanitize "$out/memcheck.log" "$out/racecheck.log" "$out/sanitizer-gpu.json" || failed=1
+        rm -f "$out/memcheck.log" "$out/racecheck.log"
+        ;;
+    bench)
+        $python -m flash_decoding bench --out "$out" || failed=1
+        ;;
+    *)
+        echo "no stage '$stage'; there are: tests, sanitize, bench" >&2
+        failed=1
+        ;;
+    esac
+done
+exit $failed
