@@ -8,6 +8,7 @@ can be captured in a CUDA graph, which then holds for every length up to the cap
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -270,16 +271,18 @@ def warmup(
     from flash_decoding import execute
 
     validate.sizes(heads_q=heads_q, heads_kv=heads_kv, head_dim=head_dim, head_dim_v=head_dim_v)
-    execute.warmup(
-        heads_q=heads_q,
-        heads_kv=heads_kv,
-        head_dim=head_dim,
-        head_dim_v=head_dim_v,
-        dtype=dtype,
-        q_lens=q_lens,
-        page_sizes=page_sizes,
-        device=device,
-    )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cpu":
+        return
+    for q_len, page_size in itertools.product(q_lens, page_sizes):
+        q = torch.zeros(1, q_len, heads_q, head_dim, dtype=dtype, device=place)
+        k, v = (q.new_zeros(1, page_size or 1, heads_kv, dim) for dim in (head_dim, head_dim_v or head_dim))
+        table = torch.zeros(1, 1, dtype=torch.int32, device=place) if page_size else None
+        queries = validate.queries(q)
+        cache = validate.kv_cache(queries, k, v, cache_seqlens=0, block_table=table)
+        with torch.cuda.device(place):
+            execute.warmup(queries, cache, validate.options(queries, causal=True))
+            execute.append_kv(validate.new_tokens(k[:, :1], v[:, :1], cache), cache)
 
 
 def _stacked(name: str, parts: Tensor | Sequence[Tensor]) -> Tensor:
