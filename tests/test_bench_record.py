@@ -150,3 +150,4 @@ def test_labels_are_moved_apart_and_keep_their_order() -> None:
     ] * 2
     assert placed[2] == max(placed[:3])
     assert sum(placed[:3]) == pytest.approx(1.51)
+    assert spread([0.0, 0.01], gap=0.1) == [0.0, 0.1]

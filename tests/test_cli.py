@@ -73,6 +73,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
         (["bench", "--suite", "lunch"], "suite: got 'lunch'; wanted attention"),
         (["bench", "--dtype", "int4"], "dtype: got 'int4'; wanted float16 or bfloat16 or float32"),
         (["bench", "--device", "tpu"], "device: got 'tpu'; wanted cpu, cuda or cuda:N"),
+        (["bench", "--device", "cuda:99"], "device: got 'cuda:99'; wanted cpu, cuda or cuda:N"),
         (["explain", *SIZES, "--gpu", "abacus"], "gpu: got 'abacus'"),
     ],
 )

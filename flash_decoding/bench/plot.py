@@ -81,6 +81,7 @@ def save_plot(record: Record, path: Path) -> None:
     """
     require("matplotlib")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     lines, unit = lines_of(record), unit_of(record)
     figure = Figure(figsize=(14, 6), dpi=150, layout="constrained")
@@ -90,6 +91,8 @@ def save_plot(record: Record, path: Path) -> None:
         times.plot(line.lengths, [s * unit.per_second for s in line.seconds], **line.style)
         bandwidth.plot(line.lengths, line.gb_per_s, **line.style)
     times.set_yscale("log")
+    times.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    times.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     bandwidth.set_ylim(bottom=0)
     _dress(times, record, f"time per call, {unit.name}")
     _dress(bandwidth, record, "keys and values read, GB/s")
@@ -139,7 +142,8 @@ def _label_ends(axes: Any, lines: Sequence[Line], ends: Sequence[float]) -> None
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """The heights moved apart until neighbours are ``gap`` apart, in their order, as little as needed.
 
-    Neighbours too close form a block that is centred on the mean of what it holds; blocks that meet join.
+    Neighbours too close form a block that is centred on the mean of what it holds, but not below 0; blocks
+    that meet join.
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     blocks: list[list[int]] = []
@@ -157,7 +161,8 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _bottom(block: Sequence[int], heights: Sequence[float], gap: float) -> float:
-    return sum(heights[i] for i in block) / len(block) - gap * (len(block) - 1) / 2
+    centred = sum(heights[i] for i in block) / len(block) - gap * (len(block) - 1) / 2
+    return max(centred, 0.0)
 
 
 def _top(block: Sequence[int], heights: Sequence[float], gap: float) -> float:

@@ -104,13 +104,16 @@ def _fill(record: Record, cases: Sequence[Case], path: Path, console: Console) -
 
 
 def _device(name: str | None) -> torch.device:
+    count = torch.cuda.device_count()
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise InvalidInput("device", repr(name), "cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput("device", repr(name), "cpu: PyTorch sees no GPU here")
+        name = "cuda" if count else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    spelt = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if spelt is None or int(spelt[1] or 0) >= count:
+        raise InvalidInput("device", repr(name), f"cpu, cuda or cuda:N; PyTorch sees {count} GPUs here")
+    if spelt[1] is not None:
+        torch.cuda.set_device(int(spelt[1]))
     return torch.device(name)
 
 
@@ -124,7 +127,7 @@ def _cases(request: Request, device: torch.device) -> list[Case]:
 
 def _effort(device: torch.device, *, quick: bool) -> Effort:
     """So that ten rows of all columns take about two minutes on two CPU cores, and less on a GPU."""
-    budget_s, fewest = (0.5, 5) if device.type == "cpu" else (0.15, 20)
+    budget_s, fewest = (0.7, 4) if device.type == "cpu" else (0.15, 20)
     return Effort(budget_s=budget_s / 4 if quick else budget_s, min_samples=fewest)
 
 
