@@ -27,6 +27,8 @@ class Ready:
     """A contender that can be timed."""
 
     burst: Burst
+    calls: Sequence[Call]
+    """Kept alive: a graph replays addresses, and what lies there belongs to the calls that were captured."""
     output: Tensor | None = None
     """What a capture's first call, on the first input set, writes at each launch."""
     note: str = ""
@@ -36,7 +38,7 @@ class Ready:
 def make_ready(calls: Sequence[Call], device: torch.device) -> Ready:
     """Wrap calls, one per input set, in the burst that fits the device."""
     if device.type != "cuda":
-        return Ready(HostBurst(calls))
+        return Ready(HostBurst(calls), calls)
     _warm_up(calls)
     pool = torch.cuda.graph_pool_handle()
     try:
@@ -98,7 +100,7 @@ def _capture(calls: Sequence[Call], rounds: int, pool: _POOL_HANDLE) -> Ready:
         output = calls[0]()
         for call in itertools.islice(itertools.cycle(calls), 1, rounds * len(calls)):
             call()
-    return Ready(DeviceBurst(graph.replay, len(calls) * rounds), output)
+    return Ready(DeviceBurst(graph.replay, len(calls) * rounds), calls, output)
 
 
 def _uncaptured(calls: Sequence[Call], note: str) -> Ready:
@@ -106,4 +108,4 @@ def _uncaptured(calls: Sequence[Call], note: str) -> Ready:
         for call in calls:
             call()
 
-    return Ready(DeviceBurst(run, len(calls)), note=note)
+    return Ready(DeviceBurst(run, len(calls)), calls, note=note)

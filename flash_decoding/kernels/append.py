@@ -149,7 +149,7 @@ def append_kernel(
         v_from = head_ptrs(v_ptr, v_strides, b, token, heads) + tl.arange(0, BLOCK_DV)[None, :]
         v_to = head_ptrs(v_cache_ptr, v_cache_strides, page, place, heads)
         store(v_to, tl.load(v_from, mask=mask_v), mask_v, BLOCK_DV)
-    if (block >= kv_blocks) & (token < q_len):
+    if HEADS_Q > 0 and (block >= kv_blocks) & (token < q_len):
         heads = (block - kv_blocks) * BLOCK_H + lanes
         q_from = head_ptrs(q_ptr, q_strides, b, token, heads)
         mask = mask_of(heads, HEADS_Q, HEAD_DIM, BLOCK_D)
