@@ -22,8 +22,8 @@ SCORE_ELEMENTS = 2**19
 """Scores in one step: 2 MB in fp32, for the same reasons. It bounds the memory of a long prompt."""
 
 PROMPT_TOKENS = 64
-"""From this q_len on, arithmetic counts and not the number of operators: chunks are PROMPT_CHUNK keys at most,
-about as long as a block of queries, so that causal blocks hidden as a whole are many."""
+"""From this q_len on, arithmetic counts and not the number of operators: chunks are PROMPT_CHUNK keys at
+most, about as long as a block of queries, so that many blocks are hidden as a whole by a causal mask."""
 
 PROMPT_CHUNK = 256
 

@@ -50,26 +50,25 @@ class Mask:
         softcap = self.options.softcap
         if softcap > 0:
             scores.div_(softcap).tanh_().mul_(softcap)
-        has_alibi, sees_all = self.options.alibi_slopes is not None, self.sees_all(tokens, keys)
-        if sees_all and not has_alibi:
+        slopes, sees_all = self.options.alibi_slopes, self.sees_all(tokens, keys)
+        if sees_all and slopes is None:
             return
         split_heads = scores.view(*scores.shape[:2], -1, self.heads[1], scores.shape[-1])
         lengths = torch.tensor([run.keys for run in self.group.runs])[:, None, None]
         slots = torch.arange(*keys)
         ahead = slots - (lengths - self.group.q_len + torch.arange(*tokens)[:, None])
-        if self.options.alibi_slopes is not None:
+        if slopes is not None:
             distance = ahead.abs()[:, None, :, None].to(scores.dtype)
-            split_heads.addcmul_(distance, self._slopes(scores.dtype), value=-1)
+            split_heads.addcmul_(distance, self._of_runs(slopes).to(scores.dtype), value=-1)
         if not sees_all:
             hidden = self._hidden(ahead) | (slots >= lengths)
             split_heads.masked_fill_(hidden[:, None, :, None], -math.inf)
 
-    def _slopes(self, dtype: torch.dtype) -> Tensor:
-        slopes = self.options.alibi_slopes
-        assert slopes is not None
+    def _of_runs(self, slopes: Tensor) -> Tensor:
+        """(runs or 1, heads_kv, 1, group, 1)."""
         if slopes.dim() == 2:
             slopes = slopes[[run.sequence for run in self.group.runs]]
-        return slopes.to(dtype).view(-1, self.heads[0], 1, self.heads[1], 1)
+        return slopes.reshape(-1, self.heads[0], 1, self.heads[1], 1)
 
     def _hidden(self, ahead: Tensor) -> Tensor:
         left, right = self.options.window_left, self.options.window_right
