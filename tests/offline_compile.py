@@ -129,6 +129,7 @@ def launches(case: Case, hardware: Hardware) -> None:
         angles = torch.empty(4096, case.head_dim // 4, dtype=case.dtype)
         rotary = Rotary(angles, angles, interleaved=case.page_size > 0)
         append.launch(NewTokens(new, new_v, rotary, queries.q, torch.empty_like(queries.q)), cache)
+        append.launch(NewTokens(new, new_v), cache)
 
 
 def resources(kernel: Any) -> dict[str, int]:
