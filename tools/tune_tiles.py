@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ from flash_decoding.plan.tiles import row_tiles, smem_bytes
 from flash_decoding.spec import KVCache, Options, Plan, Problem, Queries, Tile
 
 DEVICE = torch.device("cuda")
+
+COMPILERS = 12
+"""Processes that compile side by side before anything is timed."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,9 @@ def candidates(work: Work, problem: Problem, hardware: Hardware) -> Iterable[Til
             yield tile
 
 
-def calls(work: Work, hardware: Hardware) -> dict[str, tuple[Plan, list[Call]]]:
+def calls(work: Work, hardware: Hardware, count: int) -> dict[str, tuple[Plan, list[Call]]]:
     """Every candidate's calls, one per input set."""
-    sets = [inputs(work, seed) for seed in range(_sets(work, hardware))]
+    sets = [inputs(work, seed) for seed in range(count)]
     problem = execute.problem_of(*sets[0], return_lse=False)
     made = {}
     for tile in candidates(work, problem, hardware):
@@ -121,7 +126,7 @@ def inputs(work: Work, seed: int) -> tuple[Queries, KVCache, Options]:
 
 def tune(name: str, hardware: Hardware) -> dict[str, Any]:
     """Times of all candidates for one kind of work, the fastest first."""
-    made = calls(KINDS[name], hardware)
+    made = calls(KINDS[name], hardware, _sets(KINDS[name], hardware))
     bursts: dict[str, Burst] = {label: make_ready(runs, DEVICE).burst for label, (_, runs) in made.items()}
     timings = measure(bursts, Effort(budget_s=0.02, min_samples=7, max_samples=30))
     ranked = sorted(timings, key=lambda label: timings[label].median_s)
@@ -133,8 +138,17 @@ def tune(name: str, hardware: Hardware) -> dict[str, Any]:
     return {"kind": name, "work": work, "tiles": tiles}
 
 
+def compile_all(name: str) -> None:
+    """Run every candidate once, which leaves its kernels in Triton's cache."""
+    for _, (call,) in calls(KINDS[name], Hardware.of(DEVICE), 1).values():
+        call()
+    torch.cuda.synchronize()
+
+
 def main(record: str, *kinds: str) -> None:
     """Tune and write the record after every kind, so that an interrupted run keeps what it has."""
+    with ProcessPoolExecutor(COMPILERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_all, kinds or KINDS))
     hardware = Hardware.of(DEVICE)
     content: dict[str, Any] = {"environment": describe(DEVICE), "kinds": []}
     for name in kinds or KINDS:
