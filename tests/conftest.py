@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "lazy_memory: torch.empty stays unwritten in this test (huge, mostly unused allocations)"
     )
+    # Triton's interpreter says this for every load of a scalar, thousands of times; numpy<2.4 allows it.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
