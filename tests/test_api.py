@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import flash_decoding as fd
-from flash_decoding import InvalidInput, reference
+from flash_decoding import InvalidInput, ops, reference
+from flash_decoding.flash_attn import flash_attn_with_kvcache
 from flash_decoding.spec import KVCache, NewTokens, Queries, Rotary
 from tests.helpers import Case, Inputs, assert_close_to_reference, make_inputs
 
@@ -138,6 +139,27 @@ def test_batch_invariant_bits_do_not_depend_on_the_neighbours(page_size: int, de
         )
         assert torch.equal(alone[0], out[rows])
         assert torch.equal(alone[1], lse[rows])
+
+
+def test_how_to_split_reaches_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of splits changes no result that a test could see, so it is looked for on its way."""
+    seen: list[tuple[int, bool]] = []
+
+    def attention(
+        queries: Queries, *_: object, num_splits: int = 0, batch_invariant: bool = False, return_lse: bool
+    ) -> tuple[Tensor, Tensor]:
+        seen.append((num_splits, batch_invariant))
+        return queries.q, queries.q
+
+    monkeypatch.setattr(ops, "attention", attention)
+    queries, cache, _ = make_inputs(Case(q_lens=(1, 1), seqlens=(4, 5)))
+    dense = queries.q[:, None]
+    arguments: dict[str, Any] = {"cache_seqlens": cache.cache_seqlens, "num_splits": 7}
+    fd.decode_attention(dense, cache.k, cache.v, **arguments, batch_invariant=True)
+    ragged: dict[str, Any] = {"cu_seqlens_q": queries.cu_seqlens_q, "max_q_len": 1}
+    fd.decode_attention_varlen(queries.q, cache.k, cache.v, **ragged, **arguments, batch_invariant=True)
+    flash_attn_with_kvcache(dense, cache.k, cache.v, **arguments)
+    assert seen == [(7, True), (7, True), (7, False)]
 
 
 APPENDS = [

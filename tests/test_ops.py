@@ -131,14 +131,23 @@ def test_schemas_declare_what_is_written() -> None:
     }
 
 
-def test_autograd_notices_the_mutation() -> None:
-    """A backward pass that saved the cache before the append must not go on with the new contents."""
-    arguments = append_arguments("cpu")
+def test_autograd_notices_the_mutation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward pass that saved the cache before the append must not go on with the new contents.
+
+    Kernels write behind PyTorch's back, so the operator has to tell; here nothing is written at all.
+    """
+    from flash_decoding import execute
+
+    monkeypatch.setattr(execute, "append_kv", lambda new, cache: None)
+    arguments = append_arguments("cpu", rotary=True)
     weight = torch.ones((), requires_grad=True)
-    loss = (weight * arguments[2]).sum()
+    losses = [(weight * arguments[place]).sum() for place in (2, 3, 8)]  # k_cache, v_cache, q_rotated
     OPS.append_kv.default(*arguments)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+    for loss in losses:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    with torch.inference_mode():
+        OPS.append_kv.default(*append_arguments("cpu", rotary=True))
 
 
 def test_the_records_reach_the_operator_and_come_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
