@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flash_decoding.cpu.packing import Packing
 from flash_decoding.cpu.runs import Group
 from flash_decoding.spec import Options
 
@@ -21,8 +22,7 @@ class Mask:
 
     options: Options
     group: Group
-    heads: tuple[int, int]
-    """(heads_kv, query heads that share one)."""
+    packing: Packing
 
     def sees_any(self, tokens: Span, keys: Span) -> bool:
         """False only where no token sees any of the keys, in any run."""
@@ -45,7 +45,7 @@ class Mask:
     def apply(self, scores: Tensor, tokens: Span, keys: Span) -> None:
         """Turn products, already scaled, into scores, in place; hidden ones become -inf.
 
-        ``scores`` is (runs, heads_kv, tokens * group, keys).
+        ``scores`` is packed: (outer, inner, tokens * group, keys).
         """
         softcap = self.options.softcap
         if softcap > 0:
@@ -53,22 +53,23 @@ class Mask:
         slopes, sees_all = self.options.alibi_slopes, self.sees_all(tokens, keys)
         if sees_all and slopes is None:
             return
-        split_heads = scores.view(*scores.shape[:2], -1, self.heads[1], scores.shape[-1])
+        by_run = self.packing.by_run(scores)
+        by_run = by_run.view(*by_run.shape[:2], -1, self.packing.group, by_run.shape[-1])
         lengths = torch.tensor([run.keys for run in self.group.runs])[:, None, None]
         slots = torch.arange(*keys)
         ahead = slots - (lengths - self.group.q_len + torch.arange(*tokens)[:, None])
         if slopes is not None:
             distance = ahead.abs()[:, None, :, None].to(scores.dtype)
-            split_heads.addcmul_(distance, self._of_runs(slopes).to(scores.dtype), value=-1)
+            by_run.addcmul_(distance, self._of_runs(slopes).to(scores.dtype), value=-1)
         if not sees_all:
             hidden = self._hidden(ahead) | (slots >= lengths)
-            split_heads.masked_fill_(hidden[:, None, :, None], -math.inf)
+            by_run.masked_fill_(hidden[:, None, :, None], -math.inf)
 
     def _of_runs(self, slopes: Tensor) -> Tensor:
         """(runs or 1, heads_kv, 1, group, 1)."""
         if slopes.dim() == 2:
             slopes = slopes[[run.sequence for run in self.group.runs]]
-        return slopes.reshape(-1, self.heads[0], 1, self.heads[1], 1)
+        return slopes.reshape(-1, self.packing.heads, 1, self.packing.group, 1)
 
     def _hidden(self, ahead: Tensor) -> Tensor:
         left, right = self.options.window_left, self.options.window_right

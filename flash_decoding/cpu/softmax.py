@@ -13,8 +13,7 @@ from torch import Tensor
 class Softmax:
     """Running state of rows; ``total`` and ``weighted`` are relative to ``exp(largest)``.
 
-    All three, and the scores and values that they take in, share their first two dimensions: one of them
-    counts sequences and the other key/value heads, whichever way round they lie better.
+    Everything is packed: (outer, inner, rows, ...), where outer and inner count sequences and heads.
     """
 
     largest: Tensor
@@ -30,9 +29,9 @@ class Softmax:
         rows = q.shape[:3]
         return cls(q.new_full((*rows, 1), -math.inf), q.new_zeros(*rows, 1), q.new_zeros(*rows, head_dim_v))
 
-    def rows(self, start: int, stop: int) -> Softmax:
+    def rows(self, rows: slice) -> Softmax:
         """A view of some rows; updating it updates this state."""
-        return Softmax(*(part[:, :, start:stop] for part in (self.largest, self.total, self.weighted)))
+        return Softmax(*(part[:, :, rows] for part in (self.largest, self.total, self.weighted)))
 
     def update(self, scores: Tensor, values: Tensor) -> None:
         """Take in scores (outer, inner, rows, keys), overwritten, and values (..., keys, head_dim_v)."""

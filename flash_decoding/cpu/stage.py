@@ -8,6 +8,7 @@ there are zeros, which the mask hides and which, unlike whatever lies in the cac
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,20 +17,37 @@ from flash_decoding.cpu.runs import Group, Run
 from flash_decoding.errors import InvalidInput
 
 
+class Scratch:
+    """Memory for one chunk; it grows to what is asked for, and whatever was in it is lost."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.buffer = torch.empty(0, dtype=dtype)
+
+    def empty(self, *shape: int) -> Tensor:
+        elements = math.prod(shape)
+        if self.buffer.numel() < elements:
+            self.buffer = torch.empty(elements, dtype=self.buffer.dtype)
+        return self.buffer[:elements].view(shape)
+
+
+@dataclass(frozen=True)
 class Stage:
-    """Reads one chunk of keys, or of values, after the other into the same buffer."""
+    """Reads the keys, or the values, of a cache."""
 
-    def __init__(self, pool: Tensor, block_table: Tensor | None) -> None:
-        self.pool = pool
-        self.dtype = torch.promote_types(pool.dtype, torch.float32)
-        self.block_table = None if block_table is None else block_table.tolist()
-        self.buffer = torch.empty(0, dtype=self.dtype)
+    pool: Tensor
+    block_table: list[list[int]] | None
+    dtype: torch.dtype
+    """Of the computation."""
 
-    def load(self, group: Group, keys: tuple[int, int]) -> Tensor:
+    @classmethod
+    def of(cls, pool: Tensor, block_table: Tensor | None) -> Stage:
+        table = None if block_table is None else block_table.tolist()
+        return cls(pool, table, torch.promote_types(pool.dtype, torch.float32))
+
+    def load(self, group: Group, keys: tuple[int, int], scratch: Scratch) -> Tensor:
         """Keys ``start <= c < stop`` of every run: (runs, stop - start, heads_kv, elements).
 
-        A view of the cache where that has the right dtype and one slice holds all, else a staged copy,
-        which is valid until the next call.
+        A view of the cache where that has the right dtype and one slice holds all, else a copy in scratch.
         """
         runs, first = len(group.runs), group.runs[0]
         rows = slice(first.row, first.row + runs)
@@ -37,7 +55,7 @@ class Stage:
         is_slice = self.block_table is None and group.is_uniform
         if is_slice and self.pool.dtype == self.dtype:
             return self.pool[rows, slots]
-        staged = self._empty(runs, keys[1] - keys[0], *self.pool.shape[2:])
+        staged = scratch.empty(runs, keys[1] - keys[0], *self.pool.shape[2:])
         if is_slice:
             return staged.copy_(self.pool[rows, slots])
         for i, run in enumerate(group.runs):
@@ -46,12 +64,6 @@ class Stage:
                 staged[i, :live] = self._tokens(run, run.first_slot + keys[0], live)
             staged[i, live:] = 0
         return staged
-
-    def _empty(self, *shape: int) -> Tensor:
-        elements = math.prod(shape)
-        if self.buffer.numel() < elements:
-            self.buffer = torch.empty(elements, dtype=self.dtype)
-        return self.buffer[:elements].view(shape)
 
     def _tokens(self, run: Run, slot: int, count: int) -> Tensor:
         """``count`` tokens of a run, from an absolute slot on: (count, heads_kv, elements)."""
