@@ -35,14 +35,13 @@ class Stage:
     """Reads the keys, or the values, of a cache."""
 
     pool: Tensor
-    block_table: list[list[int]] | None
+    block_table: Tensor | None
     dtype: torch.dtype
     """Of the computation."""
 
     @classmethod
     def of(cls, pool: Tensor, block_table: Tensor | None) -> Stage:
-        table = None if block_table is None else block_table.tolist()
-        return cls(pool, table, torch.promote_types(pool.dtype, torch.float32))
+        return cls(pool, block_table, torch.promote_types(pool.dtype, torch.float32))
 
     def load(self, group: Group, keys: tuple[int, int], scratch: Scratch) -> Tensor:
         """Keys ``start <= c < stop`` of every run: (runs, stop - start, heads_kv, elements).
@@ -70,9 +69,9 @@ class Stage:
         if self.block_table is None:
             return self.pool[run.row, slot : slot + count]
         page_size = self.pool.shape[1]
-        pages: list[int] = self.block_table[run.row][slot // page_size : (slot + count - 1) // page_size + 1]
-        last = self.pool.shape[0] - 1
-        if not 0 <= min(pages) <= max(pages) <= last:
-            raise InvalidInput("block_table", [min(pages), max(pages)], f"pages from 0 to {last}")
-        gathered = self.pool.index_select(0, torch.tensor(pages)).flatten(0, 1)
+        pages = self.block_table[run.row, slot // page_size : (slot + count - 1) // page_size + 1]
+        low, high = (int(page) for page in pages.aminmax())
+        if not 0 <= low <= high < self.pool.shape[0]:
+            raise InvalidInput("block_table", [low, high], f"pages from 0 to {self.pool.shape[0] - 1}")
+        gathered = self.pool.index_select(0, pages).flatten(0, 1)
         return gathered[slot % page_size :][:count]
