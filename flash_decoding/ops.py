@@ -19,10 +19,10 @@ from torch import Tensor
 from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
 
 _ATTENTION = """attention(
-    Tensor q, Tensor k_cache, Tensor v_cache, Tensor? cache_seqlens, Tensor? block_table,
+    Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, Tensor? block_table,
     Tensor? cache_batch_idx, Tensor? cache_leftpad, Tensor? cu_seqlens_q, Tensor? alibi_slopes, Tensor? sinks,
-    SymInt max_q_len, SymInt max_kv_len, SymInt new_tokens, float softmax_scale, int window_left,
-    int window_right, float softcap, int num_splits, bool batch_invariant, bool return_lse
+    SymInt max_q_len, SymInt max_kv_len, SymInt new_tokens, bool dense, float softmax_scale,
+    int window_left, int window_right, float softcap, int num_splits, bool batch_invariant, bool return_lse
 ) -> (Tensor out, Tensor lse)"""
 
 _APPEND_KV = """append_kv(
@@ -63,6 +63,7 @@ def _attention(  # noqa: PLR0917 - the schema's order
     max_q_len: int,
     max_kv_len: int,
     new_tokens: int,
+    dense: bool,
     softmax_scale: float,
     window_left: int,
     window_right: int,
@@ -72,7 +73,15 @@ def _attention(  # noqa: PLR0917 - the schema's order
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     cache = KVCache(
-        k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, cache_leftpad, new_tokens, max_kv_len
+        k_cache,
+        v_cache,
+        cache_seqlens,
+        block_table,
+        cache_batch_idx,
+        cache_leftpad,
+        new_tokens=new_tokens,
+        max_kv_len=max_kv_len,
+        dense=dense,
     )
     out, lse = _execute().attention(
         Queries(q, cu_seqlens_q, max_q_len),
@@ -183,6 +192,7 @@ def attention(
         queries.max_q_len,
         cache.max_kv_len,
         cache.new_tokens,
+        cache.dense,
         options.softmax_scale,
         options.window_left,
         options.window_right,

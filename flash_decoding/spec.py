@@ -156,6 +156,8 @@ class KVCache:
     """Tokens that the same step appended behind ``cache_seqlens``."""
     max_kv_len: int = 0
     """Upper bound of the keys of one sequence, where the caller knows better than the capacity (0: no)."""
+    dense: bool = False
+    """``cache_seqlens`` is known to hold the capacity for every sequence, so nobody has to read it."""
 
     @property
     def page_size(self) -> int:

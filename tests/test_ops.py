@@ -35,7 +35,7 @@ def attention_arguments(inputs: Inputs, *, return_lse: bool) -> tuple[Any, ...]:
         *(cache.block_table, cache.cache_batch_idx, cache.cache_leftpad),
         *(queries.cu_seqlens_q, options.alibi_slopes, options.sinks),
     )
-    sizes = (queries.max_q_len, cache.max_kv_len, cache.new_tokens)
+    sizes = (queries.max_q_len, cache.max_kv_len, cache.new_tokens, cache.dense)
     scores = (options.softmax_scale, options.window_left, options.window_right, options.softcap)
     return (*tensors, *sizes, *scores, 0, False, return_lse)
 
@@ -173,7 +173,7 @@ def test_the_records_reach_the_operator_and_come_out_of_it(monkeypatch: pytest.M
         sinks=True,
     )
     queries, cache, options = make_inputs(case)
-    cache = dataclasses.replace(cache, max_kv_len=60)
+    cache = dataclasses.replace(cache, max_kv_len=60, dense=True)
     ops.attention(queries, cache, options, num_splits=5, batch_invariant=True, return_lse=True)
     records, keywords = seen["attention"]
     assert keywords == {"num_splits": 5, "batch_invariant": True, "return_lse": True}
@@ -183,7 +183,7 @@ def test_the_records_reach_the_operator_and_come_out_of_it(monkeypatch: pytest.M
     rotary = Rotary(torch.randn(64, 4), torch.randn(64, 4), interleaved=True, advance_q=False)
     q = torch.randn(2, 1, 4, 32)
     new = NewTokens(k, v, rotary, q, torch.empty_like(q))
-    cache = dataclasses.replace(cache, max_kv_len=0, cache_leftpad=None)
+    cache = dataclasses.replace(cache, max_kv_len=0, dense=False, cache_leftpad=None)
     ops.append_kv(new, cache)
     for sent, arrived in zip((new, cache), seen["append"], strict=True):
         assert_same_record(sent, arrived)

@@ -133,7 +133,16 @@ def kv_cache(
     if cache_leftpad is not None:
         tensors.per_sequence("cache_leftpad", cache_leftpad, batch, q.device)
     seqlens = lengths(cache_seqlens, batch, capacity, q.device, new_len)
-    cache = KVCache(k_cache, v_cache, seqlens, block_table, cache_batch_idx, cache_leftpad, new_len)
+    cache = KVCache(
+        k_cache,
+        v_cache,
+        seqlens,
+        block_table,
+        cache_batch_idx,
+        cache_leftpad,
+        new_tokens=new_len,
+        dense=cache_seqlens is None,
+    )
     if values.wanted(q):
         values.cache(cache)
     return cache

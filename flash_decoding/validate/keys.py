@@ -18,7 +18,7 @@ def dense_keys(asked: Queries, k: Tensor, v: Tensor) -> KVCache:
     if k.shape[0] != asked.batch:
         raise InvalidInput("k", f"{k.shape[0]} sequences", f"{asked.batch}, the batch of q")
     inputs.heads(asked.q, k.shape[2])
-    return KVCache(k, v, inputs.lengths(None, asked.batch, capacity, asked.q.device))
+    return KVCache(k, v, inputs.lengths(None, asked.batch, capacity, asked.q.device), dense=True)
 
 
 def packed_keys(
