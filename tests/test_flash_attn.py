@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import flash_decoding as fd
-from flash_decoding import InvalidInput, flash_attn
+from flash_decoding import InvalidInput, flash_attn, ops
 from flash_decoding.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_decoding.spec import KVCache, Queries
 from tests.helpers import Case, assert_close_to_reference, make_inputs
 from tests.refusals import (
     Arguments,
@@ -159,6 +160,27 @@ def test_no_keys_at_all() -> None:
     )
     assert out.count_nonzero() == 0
     assert (lse == -math.inf).all()
+
+
+def test_only_what_fills_its_cache_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planner may hand dense keys to kernels that know no lengths; without a length given, all count."""
+    seen: list[KVCache] = []
+
+    def attention(queries: Queries, cache: KVCache, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        seen.append(cache)
+        return queries.q, queries.q
+
+    monkeypatch.setattr(ops, "attention", attention)
+    q, k, lengths = floats(2, 1, 4, 16), floats(2, 8, 2, 16), ints(8, 8)
+    flash_attn_func(q, k, k)
+    fd.decode_attention(q, k, k)
+    flash_attn_with_kvcache(q, k, k)
+    flash_attn_with_kvcache(q, k, k, cache_seqlens=lengths)
+    fd.decode_attention(q, k, k, cache_seqlens=7)
+    flash_attn_varlen_func(q[:, 0], k[0], k[0], ints(0, 1, 2), ints(0, 4, 8), 1, 4)
+    assert [cache.dense for cache in seen] == [True, True, True, False, False, False]
+    for cache in seen[:3]:
+        assert torch.equal(cache.cache_seqlens, lengths)
 
 
 @pytest.mark.parametrize(("window", "causal"), [((8, 8), False), ((-1, -1), True), ((3, -1), False)])
