@@ -15,11 +15,7 @@ from flash_decoding import InvalidInput, flash_attn, ops
 from flash_decoding.flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from flash_decoding.spec import KVCache, Queries
 from tests.helpers import Case, assert_close_to_reference, make_inputs
-from tests.refusals import (
-    Arguments,
-    floats,
-    ints,
-)
+from tests.refusals import Arguments, floats, ints
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
