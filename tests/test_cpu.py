@@ -182,6 +182,33 @@ def test_a_row_that_does_not_exist_is_refused() -> None:
         cpu.attend(queries, cache, options)
 
 
+PROMPTS = [
+    Case(name="causal", causal=True),
+    Case(name="all see all"),
+    Case(name="half filled, rows in order", seqlens=(80, 80), leftpad=(0, 0), causal=True, layout="bhsd"),
+    Case(name="one head each", heads_kv=4, softmax_scale=0.2, layout="padded"),
+    Case(name="shorter than the keys", causal=True, q_len=70),
+    Case(name="lengths differ", seqlens=(79, 80)),
+    Case(name="window", window=(20, 0)),
+    Case(name="softcap", softcap=1.0),
+    Case(name="paged", page_size=16),
+    Case(name="values differ", head_dim_v=16),
+    Case(name="ragged", q_lens=(80, 80)),
+    Case(name="empty", seqlens=(0, 0)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", PROMPTS, ids=str)
+def test_prompts_without_lse(case: Case, dtype: torch.dtype) -> None:
+    q_len = 80 if case.q_len == 1 else case.q_len
+    inputs = make_inputs(dataclasses.replace(case, q_len=q_len, capacity=80, dtype=dtype))
+    out, lse = cpu.attend(*inputs, return_lse=False)
+    assert out.is_contiguous()
+    assert lse.numel() == 0
+    assert_close_to_reference(out, None, *inputs)
+
+
 def test_inputs_are_left_as_they_are() -> None:
     inputs = make_inputs(Case(softcap=1.0, sinks=True, alibi="heads", q_len=3))
     queries, cache, options = inputs

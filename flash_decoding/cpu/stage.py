@@ -24,6 +24,7 @@ class Scratch:
         self.buffer = torch.empty(0, dtype=dtype)
 
     def empty(self, *shape: int) -> Tensor:
+        """A view of it with this shape, not written yet."""
         elements = math.prod(shape)
         if self.buffer.numel() < elements:
             self.buffer = torch.empty(elements, dtype=self.buffer.dtype)
@@ -41,6 +42,7 @@ class Stage:
 
     @classmethod
     def of(cls, pool: Tensor, block_table: Tensor | None) -> Stage:
+        """Half precision is computed in fp32, the rest in its own dtype."""
         return cls(pool, block_table, torch.promote_types(pool.dtype, torch.float32))
 
     def load(self, group: Group, keys: tuple[int, int], scratch: Scratch) -> Tensor:

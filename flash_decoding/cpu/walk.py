@@ -32,6 +32,7 @@ class Walk:
 
     @classmethod
     def of(cls, cache: KVCache, options: Options) -> Walk:
+        """A walk over a cache, with memory of its own."""
         keys, values = (Stage.of(pool, cache.block_table) for pool in (cache.k, cache.v))
         return cls(options, keys, values, cache.heads, Scratch(keys.dtype), Scratch(keys.dtype))
 
