@@ -70,8 +70,6 @@ def _query_tokens(queries: Queries, b: int) -> Tensor:
 
 def _length(cache: KVCache, b: int) -> int:
     """Where sequence ``b`` ends; its last query token sits at slot ``length - 1``."""
-    if cache.cache_seqlens is None:
-        return cache.capacity
     return min(max(int(cache.cache_seqlens[b]), 0) + cache.new_tokens, cache.capacity)
 
 

@@ -7,6 +7,7 @@ from tests.inputs import Case
 CASES = [
     Case(name="plain", heads_q=4, heads_kv=4, capacity=20),
     Case(name="grouped", heads_q=6, heads_kv=2, seqlens=(3, 64), q_len=2),
+    Case(name="known to be full", dense=True, q_len=2),
     Case(name="causal", causal=True, q_len=5, seqlens=(30, 7)),
     Case(name="causal, more queries than keys", causal=True, q_len=6, seqlens=(2, 0)),
     Case(name="window", window=(4, 2), q_len=3, seqlens=(40, 5)),

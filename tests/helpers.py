@@ -163,9 +163,7 @@ def live_tokens(cache: KVCache, b: int) -> tuple[Tensor, Tensor, Tensor, int]:
     """Keys and values (tokens, heads_kv, elements) of sequence ``b``, their slots, and its length."""
     row = b if cache.cache_batch_idx is None else int(cache.cache_batch_idx[b])
     start = 0 if cache.cache_leftpad is None else int(cache.cache_leftpad[b])
-    length = cache.capacity
-    if cache.cache_seqlens is not None:
-        length = min(int(cache.cache_seqlens[b]) + cache.new_tokens, length)
+    length = min(int(cache.cache_seqlens[b]) + cache.new_tokens, cache.capacity)
     slots = torch.arange(start, max(start, length), device=cache.k.device)
     if cache.block_table is None:
         return cache.k[row, slots], cache.v[row, slots], slots, length

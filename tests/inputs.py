@@ -37,6 +37,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     seqlens: tuple[int, ...] | None = None
     """cache_seqlens, one per sequence; None fills the capacity."""
+    dense: bool = False
+    """Say that every sequence fills its capacity (which seqlens then must do)."""
     new_tokens: int = 0
     leftpad: tuple[int, ...] | None = None
     q_lens: tuple[int, ...] | None = None
@@ -173,6 +175,7 @@ class _Factory:
             cache_batch_idx=self.ints(row_of) if case.batch_idx else None,
             cache_leftpad=None if case.leftpad is None else self.ints(case.leftpad),
             new_tokens=case.new_tokens,
+            dense=case.dense,
         )
 
     def pools(self, blocks: int, tokens: int) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from flash_decoding import reference
-from flash_decoding.spec import KVCache, Options, Queries
+from flash_decoding.spec import Options, Queries
 from tests.cases import CASES
 from tests.helpers import Case, Inputs, eager_attend, live_tokens, make_inputs, query_tokens
 
@@ -189,11 +188,3 @@ def test_without_a_scale_it_is_the_root_of_head_dim() -> None:
 def test_runs_on_a_gpu(case: Case) -> None:
     here, there = (reference.attend(*make_inputs(case, device=device)) for device in ("cpu", "cuda"))
     assert all(torch.allclose(x, y.cpu(), rtol=EXACT, atol=EXACT) for x, y in zip(here, there, strict=True))
-
-
-def test_lengths_may_be_left_out() -> None:
-    queries, cache, options = make_inputs(Case())
-    full = KVCache(cache.k, cache.v, cast("Tensor", None))
-    assert torch.equal(
-        reference.attend(queries, full, options)[0], reference.attend(queries, cache, options)[0]
-    )

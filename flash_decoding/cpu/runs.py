@@ -65,7 +65,7 @@ class Group:
 def find_runs(queries: Queries, cache: KVCache, options: Options) -> list[Run]:
     """One run per sequence that has query tokens."""
     batch = queries.batch
-    seqlens = [cache.capacity] * batch if cache.cache_seqlens is None else cache.cache_seqlens.tolist()
+    seqlens = cache.cache_seqlens.tolist()
     rows = list(range(batch)) if cache.cache_batch_idx is None else cache.cache_batch_idx.tolist()
     starts = [0] * batch if cache.cache_leftpad is None else cache.cache_leftpad.tolist()
     if queries.cu_seqlens_q is None:
