@@ -32,7 +32,7 @@ def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse
         window_left=options.window_left,
         window_right=options.window_right,
         plain=options.is_plain,
-        dense=cache.cache_seqlens is None and not queries.is_ragged and all(x is None for x in indirect),
+        dense=cache.dense and not queries.is_ragged and all(x is None for x in indirect),
         return_lse=return_lse,
         ragged=queries.is_ragged,
     )
@@ -110,10 +110,12 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     splits: small tensors stand for large ones. The planner adds two choices: split or not, and which tile.
     """
     problem = problem_of(queries, cache, options, return_lse=True)
-    for tile in tiles_for(problem, Hardware.of(queries.q.device)):
+    hardware = Hardware.of(queries.q.device)
+    for tile in tiles_for(problem, hardware):
         for splits, return_lse in itertools.product((1, 2), (False, True)):
             kind: Kind = "flash_decoding" if splits > 1 else "flash_attention"
-            run_kernels(queries, cache, options, Plan(kind, "triton", tile, splits, 0), return_lse=return_lse)
+            plan = Plan(kind, "triton", tile, splits, 0, (), hardware.overlaps_launches)
+            run_kernels(queries, cache, options, plan, return_lse=return_lse)
 
 
 def append_kv(new: NewTokens, cache: KVCache) -> None:
@@ -123,7 +125,7 @@ def append_kv(new: NewTokens, cache: KVCache) -> None:
     else:
         from flash_decoding.kernels import append
 
-        append.launch(new, cache)
+        append.launch(new, cache, overlaps=Hardware.of(new.k.device).overlaps_launches)
 
 
 def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

@@ -274,3 +274,5 @@ class Plan:
     """Keys per split when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
     reasons: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Why, in words, one decision a line."""
+    overlap: bool = False
+    """Kernels start while the one before them ends (programmatic dependent launch)."""

@@ -133,4 +133,5 @@ def plan_of(inputs: Inputs, *, num_splits: int = 0, batch_invariant: bool = Fals
     device = inputs.queries.q.device
     hardware = Hardware.of(device) if device.type == "cuda" else Hardware.named("H200")
     problem = execute.problem_of(*inputs, return_lse=True)
-    return make_plan(problem, hardware, num_splits=num_splits, batch_invariant=batch_invariant)
+    plan = make_plan(problem, hardware, num_splits=num_splits, batch_invariant=batch_invariant)
+    return plan if device.type == "cuda" else dataclasses.replace(plan, overlap=False)

@@ -128,8 +128,11 @@ def launches(case: Case, hardware: Hardware) -> None:
         new_v = torch.empty(1, 1, case.heads[1], case.head_dim_v, dtype=case.dtype)
         angles = torch.empty(4096, case.head_dim // 4, dtype=case.dtype)
         rotary = Rotary(angles, angles, interleaved=case.page_size > 0)
-        append.launch(NewTokens(new, new_v, rotary, queries.q, torch.empty_like(queries.q)), cache)
-        append.launch(NewTokens(new, new_v), cache)
+        overlaps = hardware.overlaps_launches
+        append.launch(
+            NewTokens(new, new_v, rotary, queries.q, torch.empty_like(queries.q)), cache, overlaps=overlaps
+        )
+        append.launch(NewTokens(new, new_v), cache, overlaps=overlaps)
 
 
 def resources(kernel: Any) -> dict[str, int]:

@@ -18,7 +18,7 @@ HEADS, HEADS_KV, DIM = 16, 2, 64
 
 def step(cache: dict[str, Tensor], new: dict[str, Tensor], table: Tensor | None) -> tuple[Tensor, Tensor]:
     """One decode step as an engine has it: append with rotary, attend, advance the lengths."""
-    where = {"cache_seqlens": cache["seqlens"], "block_table": table}
+    lengths = cache["seqlens"]
     q = fd.append_kv(
         new["k"],
         new["v"],
@@ -27,11 +27,14 @@ def step(cache: dict[str, Tensor], new: dict[str, Tensor], table: Tensor | None)
         q=new["q"],
         rotary_cos=new["cos"],
         rotary_sin=new["sin"],
-        **where,
+        cache_seqlens=lengths,
+        block_table=table,
     )
     assert q is not None
-    cache["seqlens"].add_(1)
-    out, lse = fd.decode_attention(q, cache["k"], cache["v"], return_lse=True, **where)
+    lengths.add_(1)
+    out, lse = fd.decode_attention(
+        q, cache["k"], cache["v"], cache_seqlens=lengths, block_table=table, return_lse=True
+    )
     return out, lse
 
 
@@ -39,16 +42,19 @@ def step_inputs(
     batch: int, capacity: int, page_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
     """A cache full of NaN, a step's tokens, and a shuffled block table."""
-    options = {"dtype": torch.float16, "device": "cuda"}
+
+    def randn(heads: int) -> Tensor:
+        return torch.randn(batch, 1, heads, DIM, dtype=torch.float16, device="cuda")
+
     pages = batch * capacity // page_size if page_size else batch
     shape = (pages, page_size or capacity, HEADS_KV, DIM)
     cache = {name: torch.full(shape, float("nan"), dtype=torch.float16, device="cuda") for name in "kv"}
     cache["seqlens"] = torch.zeros(batch, dtype=torch.int32, device="cuda")
     angles = torch.rand(capacity, DIM // 2, device="cuda")
     new = {
-        "q": torch.randn(batch, 1, HEADS, DIM, **options),
-        "k": torch.randn(batch, 1, HEADS_KV, DIM, **options),
-        "v": torch.randn(batch, 1, HEADS_KV, DIM, **options),
+        "q": randn(HEADS),
+        "k": randn(HEADS_KV),
+        "v": randn(HEADS_KV),
         "cos": angles.cos().half(),
         "sin": angles.sin().half(),
     }
@@ -149,13 +155,13 @@ def test_paged_offsets_beyond_2_to_the_31(page_size: int) -> None:
 def check_far_cache(cache: KVCache) -> None:
     """Fill the live slots through the append, then attend."""
     longest = int(cache.cache_seqlens.max())
-    tokens = [torch.randn(2, longest, 2, 64, device="cuda", dtype=torch.float16) for _ in "kv"]
-    fd.append_kv(*tokens, cache.k, cache.v, cache_seqlens=0, block_table=cache.block_table)
+    k, v = (torch.randn(2, longest, 2, 64, device="cuda", dtype=torch.float16) for _ in "kv")
+    fd.append_kv(k, v, cache.k, cache.v, cache_seqlens=0, block_table=cache.block_table)
     queries = Queries(torch.randn(2, 1, 8, 64, device="cuda", dtype=torch.float16))
     options = Options.make(head_dim=64)
     out, lse = execute.attention(queries, cache, options, num_splits=2)
     assert_close_to_reference(out, lse, queries, cache, options)
-    near = KVCache(*tokens, cache.cache_seqlens)
+    near = KVCache(k, v, cache.cache_seqlens)
     assert_close_to_reference(out, lse, queries, near, options)
 
 
@@ -174,6 +180,7 @@ def test_dense_prefill_through_sdpa(q_len: int) -> None:
     q = torch.randn(2, q_len, 8, 128, device="cuda", dtype=torch.bfloat16)
     k, v = (torch.randn(2, q_len, 2, 128, device="cuda", dtype=torch.bfloat16) for _ in "kv")
     out = fd.decode_attention(q, k, v, causal=True)
+    assert isinstance(out, Tensor)
     full = KVCache(k, v, torch.full((2,), q_len, dtype=torch.int32, device="cuda"))
     assert_close_to_reference(out, None, Queries(q), full, Options.make(head_dim=128, causal=True))
 

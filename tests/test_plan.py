@@ -164,21 +164,13 @@ def test_explain_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("heads_q", "kv_len", "dtype", "message"),
     [
-        ({"batch": 0}, "batch: got 0"),
-        ({"heads_q": 3}, "multiple of heads_kv"),
-        ({"dtype": "int8"}, "dtype: got"),
+        (8, 0, "float16", "kv_len: got 0"),
+        (3, 100, "float16", "multiple of heads_kv"),
+        (8, 100, "int8", "dtype: got"),
     ],
 )
-def test_explain_refuses_sizes_that_no_call_has(wrong: dict[str, object], message: str) -> None:
-    sizes: dict[str, object] = {
-        "batch": 1,
-        "heads_q": 8,
-        "heads_kv": 2,
-        "head_dim": 64,
-        "kv_len": 100,
-        "gpu": "H100",
-    }
+def test_explain_refuses_sizes_that_no_call_has(heads_q: int, kv_len: int, dtype: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        explain(**(sizes | wrong))  # type: ignore[arg-type]
+        explain(batch=1, heads_q=heads_q, heads_kv=2, head_dim=64, kv_len=kv_len, dtype=dtype, gpu="H100")

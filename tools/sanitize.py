@@ -43,7 +43,7 @@ def run_wrong_numbers() -> None:
     new = torch.randn(2, 3, 2, 64, device=DEVICE, dtype=torch.float16)
     angles = torch.rand(20, 16, device=DEVICE, dtype=torch.float16)
     q_rotated = torch.empty_like(queries.q)
-    append.launch(NewTokens(new, new, Rotary(angles, angles), queries.q, q_rotated), wrong)
+    append.launch(NewTokens(new, new, Rotary(angles, angles), queries.q, q_rotated), wrong, overlaps=True)
 
 
 def main() -> None:

@@ -91,7 +91,15 @@ def calls(work: Work, hardware: Hardware, count: int) -> dict[str, tuple[Plan, l
         programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
         tiles = visible_tiles(problem, tile)
         splits = choose_num_splits(programs=programs, tiles=tiles, slots=hardware.sm_count)
-        plan = Plan("flash_decoding" if splits > 1 else "flash_attention", "triton", tile, splits, 0)
+        plan = Plan(
+            "flash_decoding" if splits > 1 else "flash_attention",
+            "triton",
+            tile,
+            splits,
+            0,
+            (),
+            hardware.overlaps_launches,
+        )
         made[str(dataclasses.astuple(tile))] = (plan, [_call(given, plan) for given in sets])
     return made
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import load
+from flash_decoding.kernels import load, overlap
 from flash_decoding.kernels.attend import block_of
 
 if TYPE_CHECKING:
@@ -123,7 +123,11 @@ def append_kernel(
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     ADVANCE_Q: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    if OVERLAP:
+        overlap.wait_for_the_kernel_before()
+        overlap.let_the_next_kernel_start()
     kv_blocks: tl.constexpr = (HEADS_KV + BLOCK_H - 1) // BLOCK_H
     blocks: tl.constexpr = kv_blocks + (HEADS_Q + BLOCK_H - 1) // BLOCK_H
     pid = tl.program_id(0)
@@ -160,10 +164,15 @@ def append_kernel(
         store(head_ptrs(q_rotated_ptr, q_rotated_strides, b, token, heads), q, mask, BLOCK_D)
 
 
-def launch(new: NewTokens, cache: KVCache) -> None:
+def launch(new: NewTokens, cache: KVCache, *, overlaps: bool) -> None:
     """Write ``new.k`` and ``new.v`` at ``cache_seqlens``, and ``new.q_rotated`` where rotary is given.
 
     Tokens beyond the capacity are dropped: the caller has checked what can be checked without a sync.
+
+    Args:
+        new: keys, values, and perhaps queries to rotate.
+        cache: where they go.
+        overlaps: start while the kernel before ends; the hardware must know how.
     """
     k, v, rotary, table = new.k, new.v, new.rotary, cache.block_table
     batch, new_len, heads_kv, head_dim = k.shape
@@ -208,6 +217,8 @@ def launch(new: NewTokens, cache: KVCache) -> None:
         ROTARY_DIM=0 if rotary is None else rotary.rotary_dim,
         INTERLEAVED=rotary is not None and rotary.interleaved,
         ADVANCE_Q=rotary is not None and rotary.advance_q,
+        OVERLAP=overlaps,
+        **overlap.launch_options(overlaps),
     )
 
 

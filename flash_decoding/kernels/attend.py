@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, load, score, softmax
+from flash_decoding.kernels import keys, load, overlap, score, softmax
 from flash_decoding.kernels.rows import load_queries, lse_offset, store_out
 
 if TYPE_CHECKING:
@@ -82,7 +82,11 @@ def attend_kernel(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    if OVERLAP:
+        overlap.wait_for_the_kernel_before()
+        overlap.let_the_next_kernel_start()
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
     row = pid % row_tiles * BLOCK_M
@@ -161,10 +165,8 @@ def launch(
         lse_strides: of lse, for (sequence, head, token, split).
     """
     q, tile = queries.q, plan.tile
-    heads_kv = cache.heads
-    group = queries.heads // heads_kv
-    row_tiles = triton.cdiv(queries.q_len * group, tile.block_m)
-    programs = row_tiles * heads_kv * plan.num_splits * queries.batch
+    row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), tile.block_m)
+    programs = row_tiles * cache.heads * plan.num_splits * queries.batch
     table, alibi = cache.block_table, options.alibi_slopes
     attend_kernel[(programs,)](
         q,
@@ -196,20 +198,30 @@ def launch(
         0 if table is None else table.stride(0),
         plan.num_splits,
         plan.split_tokens // tile.block_n,
-        HEADS_KV=heads_kv,
-        GROUP=group,
-        HEAD_DIM=q.shape[-1],
-        HEAD_DIM_V=cache.v.shape[-1],
-        BLOCK_D=block_of(q.shape[-1]),
-        BLOCK_DV=block_of(cache.v.shape[-1]),
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        PAGE_SIZE=cache.page_size,
-        SOFTCAP=options.softcap > 0,
         num_warps=tile.num_warps,
         num_stages=pipeline_stages(plan, cache),
-        **keys.bounds(options, queries.q_len),
+        **constants(queries, cache, options, plan),
+        **overlap.launch_options(plan.overlap),
     )
+
+
+def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, int | bool]:
+    """What a compiled kernel is made for (contract C6)."""
+    head_dim, head_dim_v = queries.q.shape[-1], cache.v.shape[-1]
+    return {
+        "HEADS_KV": cache.heads,
+        "GROUP": queries.heads // cache.heads,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_D": block_of(head_dim),
+        "BLOCK_DV": block_of(head_dim_v),
+        "BLOCK_M": plan.tile.block_m,
+        "BLOCK_N": plan.tile.block_n,
+        "PAGE_SIZE": cache.page_size,
+        "SOFTCAP": options.softcap > 0,
+        "OVERLAP": plan.overlap,
+        **keys.bounds(options, queries.q_len),
+    }
 
 
 def pipeline_stages(plan: Plan, cache: KVCache) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, softmax
+from flash_decoding.kernels import keys, overlap, softmax
 from flash_decoding.kernels.attend import block_of
 from flash_decoding.kernels.rows import lse_offset
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 BLOCK_S = 32
-"""Splits merged at a time. More would not fit the registers of 4 warps at head_dim 256."""
+"""Splits merged at a time."""
+
+BLOCK_COLS = 64
+"""Columns per program: rows are few when splits are many."""
+
+NUM_WARPS = 1
+"""A warp reduces without a barrier and starts the soonest: the best of 1 and 4 at every size measured."""
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = ["heads", "max_q_len", "new_tokens", "capacity", "num_splits", "split_tiles"]
@@ -52,18 +58,21 @@ def combine_kernel(
     split_tiles: tl.tensor,
     GROUP: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     ALL_LIVE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    blocks: tl.constexpr = (HEAD_DIM_V + BLOCK_COLS - 1) // BLOCK_COLS
     pid = tl.program_id(0)
-    head = pid % heads
-    token = pid // heads % max_q_len
-    b = pid // (heads * max_q_len)
+    block = pid % blocks
+    head = pid // blocks % heads
+    token = pid // (blocks * heads) % max_q_len
+    b = pid // (blocks * heads * max_q_len)
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     if token >= q_len:
         return
@@ -80,30 +89,27 @@ def combine_kernel(
     # miscompile a reduction of this shape.
     parts = parts_ptr + (q_start + token) * part_strides[0] + head.to(tl.int64) * part_strides[1]
     part_lse = part_lse_ptr + lse_offset(part_lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
-    cols = tl.arange(0, BLOCK_DV)
-    peak, total, acc = (
-        tl.cast(float("-inf"), tl.float32),
-        tl.cast(0.0, tl.float32),
-        tl.zeros((BLOCK_DV,), tl.float32),
-    )
+    cols = block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    in_row = cols < HEAD_DIM_V
+    peak, total = tl.cast(float("-inf"), tl.float32), tl.cast(0.0, tl.float32)
+    acc = tl.zeros((BLOCK_COLS,), tl.float32)
+    if OVERLAP:
+        overlap.wait_for_the_kernel_before()
     for start in range(0, live_splits, BLOCK_S):
         splits = start + tl.arange(0, BLOCK_S)
-        lse_s = tl.load(
-            part_lse + splits.to(tl.int64) * part_lse_strides[3],
-            mask=splits < live_splits,
-            other=float("-inf"),
-        )
-        keep = (lse_s > float("-inf"))[:, None] & (cols < HEAD_DIM_V)[None, :]
+        live = splits < live_splits
+        lse_ptrs = part_lse + splits.to(tl.int64) * part_lse_strides[3]
+        lse_s = tl.load(lse_ptrs, mask=live, other=float("-inf"))
         offsets = (splits.to(tl.int64) * part_strides[2])[:, None] + cols[None, :]
-        out_s = tl.load(parts + offsets, mask=keep, other=0.0).to(tl.float32)
+        out_s = tl.load(parts + offsets, mask=live[:, None] & in_row[None, :], other=0.0)
+        # a part that saw nothing counts for nothing, whatever its output holds
+        out_s = tl.where((lse_s == float("-inf"))[:, None], 0.0, out_s.to(tl.float32))
         peak_s, total_s, acc_s = softmax.from_partials(lse_s, out_s)
         peak, total, acc = softmax.merge(peak, total, acc, peak_s, total_s, acc_s)
 
     out = out_ptr + ((q_start + token) * heads + head) * HEAD_DIM_V
-    tl.store(
-        out + cols, (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty), mask=cols < HEAD_DIM_V
-    )
-    if lse_ptr is not None:
+    tl.store(out + cols, (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty), mask=in_row)
+    if lse_ptr is not None and block == 0:
         lse = lse_ptr + lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
         tl.store(lse, softmax.log_sum_exp(peak, total))
 
@@ -136,7 +142,9 @@ def launch(
     heads, num_splits = queries.heads, plan.num_splits
     sequence_stride = 0 if queries.is_ragged else queries.q_len * heads * num_splits
     tile = plan.tile
-    combine_kernel[(queries.batch * queries.q_len * heads,)](
+    block_cols = _block_cols(parts.shape[-1])
+    blocks = triton.cdiv(parts.shape[-1], block_cols)
+    combine_kernel[(blocks * queries.batch * queries.q_len * heads,)](
         parts,
         part_lse,
         out,
@@ -157,11 +165,14 @@ def launch(
         plan.split_tokens // tile.block_n,
         GROUP=heads // cache.heads,
         HEAD_DIM_V=parts.shape[-1],
-        BLOCK_DV=block_of(parts.shape[-1]),
+        BLOCK_COLS=block_cols,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_S=BLOCK_S,
         ALL_LIVE=False,
+        OVERLAP=plan.overlap,
+        num_warps=NUM_WARPS,
+        **overlap.launch_options(plan.overlap),
         **keys.bounds(options, queries.q_len),
     )
 
@@ -177,7 +188,8 @@ def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
     """
     splits, batch, q_len, heads, head_dim_v = outs.shape
     tokens = outs.flatten(1, 2)
-    combine_kernel[(batch * q_len * heads,)](
+    block_cols = _block_cols(head_dim_v)
+    combine_kernel[(triton.cdiv(head_dim_v, block_cols) * batch * q_len * heads,)](
         tokens,
         lses,
         out,
@@ -198,11 +210,17 @@ def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         0,
         GROUP=1,
         HEAD_DIM_V=head_dim_v,
-        BLOCK_DV=block_of(head_dim_v),
+        BLOCK_COLS=block_cols,
         BLOCK_M=1,
         BLOCK_N=1,
         BLOCK_S=BLOCK_S,
         BOUND_LEFT=False,
         BOUND_RIGHT=False,
         ALL_LIVE=True,
+        OVERLAP=False,
+        num_warps=NUM_WARPS,
     )
+
+
+def _block_cols(head_dim_v: int) -> int:
+    return min(BLOCK_COLS, block_of(head_dim_v))

@@ -47,10 +47,7 @@ def live_slots(
     capacity: tl.tensor,
 ) -> tl.tuple:
     """[first, end) of the slots that sequence b owns; never outside the cache, whatever the lengths say."""
-    if cache_seqlens_ptr is None:
-        end = capacity
-    else:
-        end = tl.minimum(tl.maximum(tl.load(cache_seqlens_ptr + b), 0) + new_tokens, capacity)
+    end = tl.minimum(tl.maximum(tl.load(cache_seqlens_ptr + b), 0) + new_tokens, capacity)
     if cache_leftpad_ptr is None:
         first = tl.zeros_like(end)
     else:

@@ -26,6 +26,16 @@ class Hardware:
     bandwidth: float
     l2_bytes: int = 0
 
+    @property
+    def overlaps_launches(self) -> bool:
+        """Programmatic dependent launch: a kernel may start before the one ahead of it has ended."""
+        return self.backend == "cuda" and self.capability >= (9, 0)
+
+    @property
+    def multiplies_by_warpgroup(self) -> bool:
+        """Matrix units that read shared memory: Hopper's, and those of Blackwell in data centres."""
+        return self.backend == "cuda" and self.capability[0] in (9, 10)
+
     @classmethod
     def of(cls, device: torch.device) -> Hardware:
         """Hardware of a device: the only place that queries one."""

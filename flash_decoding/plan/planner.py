@@ -37,7 +37,7 @@ def make_plan(
     if variant.name == "cpu":
         return _cpu_plan(num_splits=num_splits, batch_invariant=batch_invariant)
     if batch_invariant:
-        return _invariant_plan(problem, hardware)
+        return dataclasses.replace(_invariant_plan(problem, hardware), overlap=hardware.overlaps_launches)
     tile = choose_tile(problem, hardware)
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
@@ -50,7 +50,7 @@ def make_plan(
             f"{programs} programs without a split for {hardware.sm_count} multiprocessors, "
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
-    return Plan(_kind(splits), "triton", tile, splits, 0, (reason,))
+    return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), hardware.overlaps_launches)
 
 
 def visible_tiles(problem: Problem, tile: Tile) -> int:

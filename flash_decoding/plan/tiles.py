@@ -29,8 +29,8 @@ class TileRow:
     tile: Tile
     measured: str
     crowded: bool = False
-    capability: tuple[int, int] = (0, 0)
-    """Compute capability from which on the row applies."""
+    warpgroups: bool = False
+    """Only where warpgroups multiply out of shared memory: registers last for larger tiles there."""
 
 
 H200 = "results/tiles-h200.json"
@@ -39,21 +39,24 @@ UNMEASURED = "chosen by shared memory and registers; no record yet"
 TILES = (
     # one tile of the matrix units' fewest rows: decoding
     TileRow(16, 64, 2, Tile(16, 128, 4, 2), H200, crowded=True),
-    TileRow(16, 64, 2, Tile(16, 128, 4, 3), H200),
+    TileRow(16, 64, 2, Tile(16, 128, 4, 4), H200),
     TileRow(16, 128, 2, Tile(16, 64, 4, 2), H200, crowded=True),
     TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
-    TileRow(16, 256, 2, Tile(16, 32, 4, 4), UNMEASURED),
-    TileRow(32, 128, 2, Tile(32, 64, 4, 4), UNMEASURED),
+    TileRow(16, 256, 2, Tile(16, 64, 4, 3), H200),
+    TileRow(32, 128, 2, Tile(32, 128, 4, 3), H200),
     TileRow(32, 256, 2, Tile(32, 32, 4, 4), UNMEASURED),
     # a few query tokens: speculative verification, short chunks
+    TileRow(64, 128, 2, Tile(64, 64, 4, 4), H200, warpgroups=True),
     TileRow(64, 128, 2, Tile(64, 64, 4, 3), UNMEASURED),
     TileRow(64, 256, 2, Tile(64, 32, 4, 3), UNMEASURED),
     # many query tokens: prefill
-    TileRow(ANY, 64, 2, Tile(128, 64, 4, 3), UNMEASURED),
-    TileRow(ANY, 128, 2, Tile(128, 64, 8, 2), UNMEASURED, capability=(9, 0)),
+    TileRow(ANY, 64, 2, Tile(128, 64, 4, 3), H200),
+    TileRow(ANY, 128, 2, Tile(64, 64, 4, 3), H200, warpgroups=True),
     TileRow(ANY, 128, 2, Tile(128, 32, 8, 3), UNMEASURED),
+    TileRow(ANY, 256, 2, Tile(128, 32, 8, 3), H200, warpgroups=True),
     TileRow(ANY, 256, 2, Tile(64, 64, 8, 2), UNMEASURED),
     # fp32 goes through the ordinary arithmetic units, and its tiles through registers
+    TileRow(ANY, 128, 4, Tile(16, 128, 8, 2), H200, warpgroups=True),
     TileRow(ANY, 128, 4, Tile(16, 32, 8, 3), UNMEASURED),
     TileRow(ANY, 256, 4, Tile(16, 16, 8, 2), UNMEASURED),
 )
@@ -100,7 +103,7 @@ def _tile(problem: Problem, hardware: Hardware, *, crowded: bool) -> Tile:
         if problem.rows <= row.max_rows
         and head_dim <= row.max_head_dim
         and problem.element_bytes == row.element_bytes
-        and hardware.capability >= row.capability
+        and (hardware.multiplies_by_warpgroup or not row.warpgroups)
         and (crowded or not row.crowded)
     )
     while smem_bytes(problem, tile) > hardware.smem_bytes:

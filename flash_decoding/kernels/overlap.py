@@ -1,0 +1,31 @@
+"""Programmatic dependent launch: a kernel starts while the one before it ends, and waits where it has to.
+
+A launch costs microseconds, as much as the reduction itself. Launched this way, programs are placed as soon
+as those of the kernel before have all signalled (or ended) and there is room. Each kernel here waits for the
+one before to be complete before it touches memory that could be another kernel's, and signals only after it:
+so whoever comes next may take for granted all that came before its predecessor.
+
+Hopper and later only; elsewhere plans say ``overlap=False`` and nothing of this is compiled.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def wait_for_the_kernel_before() -> None:
+    """Return when the kernel before is complete and what it wrote can be read."""
+    tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def let_the_next_kernel_start() -> None:
+    """Signal: the next kernel's programs may be placed."""
+    tl.extra.cuda.gdc_launch_dependents()
+
+
+def launch_options(enabled: bool) -> dict[str, bool]:
+    """What to ask of Triton's launcher; backends that know no such launch know no such option either."""
+    return {"launch_pdl": True} if enabled else {}
