@@ -18,6 +18,13 @@ def cuda_only(case: Case) -> str | None:
     return None if case.device.type == "cuda" else "CUDA only"
 
 
+def no_grouped_heads(case: Case) -> str | None:
+    """The ``why_not`` of PyTorch's memory-efficient backend."""
+    if case.device.type == "cuda" and case.group > 1:
+        return "takes as many key/value heads as query heads, and expanding them would copy the cache"
+    return cuda_only(case)
+
+
 def _prepare_eager(case: Case, inputs: Inputs) -> Call:
     shape = (case.batch, case.heads_kv, case.group, case.kv_len, case.head_dim)
 
@@ -86,7 +93,7 @@ SDPA = tuple(
             "flash backend (CUDA: FlashAttention-2, splits)",
             anywhere,
         ),
-        ("SDPA mem-eff", SDPBackend.EFFICIENT_ATTENTION, "memory-efficient backend", cuda_only),
+        ("SDPA mem-eff", SDPBackend.EFFICIENT_ATTENTION, "memory-efficient backend", no_grouped_heads),
         ("SDPA cuDNN", SDPBackend.CUDNN_ATTENTION, "cuDNN backend", cuda_only),
         ("SDPA math", SDPBackend.MATH, "math backend", anywhere),
     )
