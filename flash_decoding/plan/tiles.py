@@ -43,7 +43,8 @@ TILES = (
     TileRow(16, 128, 2, Tile(16, 64, 4, 2), H200, crowded=True),
     TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
     TileRow(16, 256, 2, Tile(16, 64, 4, 3), H200),
-    TileRow(32, 128, 2, Tile(32, 128, 4, 3), H200),
+    TileRow(32, 128, 2, Tile(32, 128, 4, 3), H200, warpgroups=True),
+    TileRow(32, 128, 2, Tile(32, 64, 4, 4), UNMEASURED),
     TileRow(32, 256, 2, Tile(32, 32, 4, 4), UNMEASURED),
     # a few query tokens: speculative verification, short chunks
     TileRow(64, 128, 2, Tile(64, 64, 4, 4), H200, warpgroups=True),
