@@ -45,7 +45,7 @@ def of_sanitizer(logs: list[Path]) -> dict[str, Any]:
 def is_clean(content: dict[str, Any]) -> bool:
     """No failure, no error, no hazard; and something ran."""
     if "total" in content:
-        return content["total"]["failed"] == 0 and content["total"]["passed"] > 0
+        return bool(content["total"]["failed"] == 0 and content["total"]["passed"] > 0)
     return all(re.match(r"0 (errors|hazards)", line) for line in content["tools"].values())
 
 

@@ -1,0 +1,1 @@
+"""Scripts of the project: records, tuning, sanitizer. Not part of the package."""

@@ -1,0 +1,78 @@
+"""Write the measured tables of the README from the records that they name.
+
+    python -m tools.readme_tables            rewrite README.md
+    python -m tools.readme_tables --check    exit 1 where it differs from its records
+
+A table stands between ``<!-- record: results/NAME.json -->`` and ``<!-- end of record -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+MARKED = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end of record -->)", re.DOTALL)
+
+
+def table(record: dict[str, Any]) -> str:
+    """A record of the attention suite in Markdown: times of every column that ran, and two ratios."""
+    rows = record["rows"]
+    names = [c["name"] for c in record["columns"] if any("median_us" in r["cells"][c["name"]] for r in rows)]
+    is_slow = record["environment"]["device"] == "cpu"
+    unit, scale = ("ms", 1e-3) if is_slow else ("us", 1.0)
+    lines = [
+        " | ".join(["", f"batch x length, {unit}", *names, "ours / floor", "eager / ours", ""]).strip(),
+        "|---" * (len(names) + 3) + "|",
+    ]
+    lines += ["| " + " | ".join(_row(row, names, scale)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(row: dict[str, Any], names: list[str], scale: float) -> list[str]:
+    cells = row["cells"]
+    times = [_time(cells[name].get("median_us"), scale) for name in names]
+    ours, floor, eager = (cells[name]["median_us"] for name in ("ours", "floor", "eager"))
+    bold = [f"**{text}**" if name == "ours" else text for name, text in zip(names, times, strict=True)]
+    return [f"{row['batch']} x {row['kv_len']}", *bold, f"{ours / floor:.2f}", f"{eager / ours:.0f}"]
+
+
+def _time(microseconds: float | None, scale: float) -> str:
+    if microseconds is None:
+        return "-"
+    value = microseconds * scale
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def section(path: str) -> str:
+    """The table, and where, when and with what it was measured."""
+    record = json.loads((ROOT / path).read_text())
+    about, versions = record["environment"], record["environment"]["libraries"]
+    return (
+        f"{record['title'].splitlines()[0]}:\n\n{table(record)}\n"
+        f"Medians, lower is better; record [`{path}`]({path}), commit {about['commit'][:8]}, "
+        f"{about['date'][:10]}, torch {versions['torch']}, triton {versions.get('triton', 'none')}.\n"
+    )
+
+
+def rewritten(text: str) -> str:
+    """The README with every marked table made anew."""
+    return MARKED.sub(lambda found: found[1] + "\n" + section(found[2]) + "\n" + found[3], text)
+
+
+def main(*arguments: str) -> int:
+    """Rewrite or check."""
+    text = README.read_text()
+    fresh = rewritten(text)
+    if "--check" in arguments:
+        return int(fresh != text)
+    README.write_text(fresh)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
