@@ -97,8 +97,8 @@ def test_backward_is_refused_by_name(call: Callable[..., Any], arguments: Argume
 
 
 def test_a_device_that_nothing_runs_on_is_refused_by_name() -> None:
-    with FakeTensorMode(), pytest.raises(Unsupported, match=r"q on device xpu.*\n.*cuda.*cpu"):
-        tensors.floats("q", torch.empty(2, 1, 4, 16, device="xpu"))
+    with FakeTensorMode(), pytest.raises(Unsupported, match=r"q on device mps.*\n.*cuda.*cpu"):
+        tensors.floats("q", torch.empty(2, 1, 4, 16, device="mps"))
 
 
 def test_float64_is_for_the_cpu() -> None:

@@ -58,10 +58,11 @@ def versions() -> dict[str, str]:
     """Installed versions of PyTorch, Triton and the libraries that can be compared with."""
     distributions = importlib.metadata.packages_distributions()
     installed = [name for name in LIBRARIES if importlib.util.find_spec(name) is not None]
-    return {
+    found = {
         name: importlib.metadata.version(distributions[name][0]) if name in distributions else "unknown"
         for name in installed
     }
+    return found | {"torch": torch.__version__}  # with the build: +cpu, +cu130
 
 
 def source() -> dict[str, Any]:
