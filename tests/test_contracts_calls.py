@@ -94,7 +94,7 @@ def test_c08_the_same_call_gives_the_same_bits(num_splits: int, device: str) -> 
     assert all(same_bits(attend(inputs, case, num_splits=num_splits), first) for _ in range(3))
 
 
-INVARIANT = Case(batch=3, capacity=1300, seqlens=(1200, 3, 640), heads_q=8, dtype=torch.float16)
+INVARIANT = Case(batch=3, capacity=1300, seqlens=(1230, 3, 1201), heads_q=8, dtype=torch.float16)
 
 
 @on_every_device
