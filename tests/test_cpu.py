@@ -57,16 +57,16 @@ def cases(draw: st.DrawFn) -> Case:
         heads_q=heads_kv * group,
         heads_kv=heads_kv,
         head_dim=draw(st.sampled_from([8, 40])),
-        head_dim_v=draw(st.sampled_from([0, 16])),
+        head_dim_v=draw(st.sampled_from([0, 0, 0, 16])),
         capacity=capacity,
         page_size=page_size,
         dtype=draw(st.sampled_from(DTYPES)),
         seqlens=tuple(n + packed for n in draw(per_sequence)),
         layout=draw(st.sampled_from(["bshd", "bhsd", "padded"])),
         causal=draw(st.booleans()),
-        window=draw(st.tuples(st.integers(-1, 40), st.integers(-1, 40))),
-        softcap=draw(st.sampled_from([0.0, 2.0])),
-        alibi=draw(st.sampled_from(["", "heads", "batch"])),
+        window=draw(st.just((-1, -1)) | st.tuples(st.integers(-1, 40), st.integers(-1, 40))),
+        softcap=draw(st.sampled_from([0.0, 0.0, 0.0, 2.0])),
+        alibi=draw(st.sampled_from(["", "", "", "heads", "batch"])),
         sinks=draw(st.booleans()),
     )
     if draw(st.booleans()):
@@ -85,6 +85,39 @@ def cases(draw: st.DrawFn) -> Case:
 def test_any_combination(case: Case, num_splits: int, split_tokens: int) -> None:
     inputs = make_inputs(case)
     out, lse = cpu.attend(*inputs, num_splits=num_splits, split_tokens=split_tokens)
+    assert_close_to_reference(out, lse, *inputs)
+
+
+LONG = Case(batch=1, heads_q=8, heads_kv=1, head_dim=16, capacity=5000, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        dataclasses.replace(LONG, name="one head"),
+        dataclasses.replace(LONG, name="a head each", heads_kv=8, batch=2),
+        dataclasses.replace(LONG, name="paged", page_size=64, sinks=True),
+        dataclasses.replace(LONG, name="causal", q_len=3, causal=True, batch=3, batch_idx=True),
+        dataclasses.replace(LONG, name="all kinds of lengths", batch=4, seqlens=(5000, 4001, 3, 1100)),
+        dataclasses.replace(LONG, name="softcap", softcap=3.0, seqlens=(4999,)),
+    ],
+    ids=str,
+)
+def test_contexts_of_many_chunks(case: Case, dtype: torch.dtype) -> None:
+    inputs = make_inputs(dataclasses.replace(case, dtype=dtype))
+    for num_splits in (0, 1, 3):
+        out, lse = cpu.attend(*inputs, num_splits=num_splits)
+        assert_close_to_reference(out, lse, *inputs)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_any_number_of_threads(threads: int) -> None:
+    inputs = make_inputs(dataclasses.replace(LONG, dtype=torch.float32))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    out, lse = cpu.attend(*inputs)
+    torch.set_num_threads(before)
     assert_close_to_reference(out, lse, *inputs)
 
 
@@ -126,21 +159,21 @@ def allocations(inputs: Inputs) -> tuple[int, int]:
     return max(sizes), sum(size for size in sizes if size > 0)
 
 
-LONG = Case(name="long", batch=1, heads_q=8, heads_kv=2, head_dim=64, capacity=2**16, dtype=torch.bfloat16)
+BIG = Case(name="big", batch=1, heads_q=8, heads_kv=2, head_dim=64, capacity=2**16, dtype=torch.bfloat16)
 MEGABYTE = 2**20
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        LONG,
-        dataclasses.replace(LONG, name="paged", page_size=16, capacity=2**15),
-        dataclasses.replace(LONG, name="paged, heads first", page_size=64, capacity=2**15, layout="bhsd"),
-        dataclasses.replace(LONG, name="heads first", layout="bhsd"),
-        dataclasses.replace(LONG, name="wider rows", layout="padded"),
-        dataclasses.replace(LONG, name="fp32", dtype=torch.float32, capacity=2**15),
-        dataclasses.replace(LONG, name="short sequences", batch=32, capacity=2**10),
-        dataclasses.replace(LONG, name="by index", batch=8, capacity=2**13, batch_idx=True),
+        BIG,
+        dataclasses.replace(BIG, name="paged", page_size=16, capacity=2**15),
+        dataclasses.replace(BIG, name="paged, heads first", page_size=64, capacity=2**15, layout="bhsd"),
+        dataclasses.replace(BIG, name="heads first", layout="bhsd"),
+        dataclasses.replace(BIG, name="wider rows", layout="padded"),
+        dataclasses.replace(BIG, name="fp32", dtype=torch.float32, capacity=2**15),
+        dataclasses.replace(BIG, name="short sequences", batch=32, capacity=2**10),
+        dataclasses.replace(BIG, name="by index", batch=8, capacity=2**13, batch_idx=True),
     ],
     ids=str,
 )
@@ -154,7 +187,7 @@ def test_no_operator_copies_a_cache(case: Case) -> None:
 
 
 def test_keys_in_fp32_are_read_where_they_lie() -> None:
-    case = dataclasses.replace(LONG, dtype=torch.float32, batch=8, capacity=2**11)
+    case = dataclasses.replace(BIG, dtype=torch.float32, batch=8, capacity=2**11)
     inputs = make_inputs(case)
     assert allocations(inputs)[1] < inputs.cache.k.numel() * inputs.cache.k.element_size() / 4
 
@@ -200,13 +233,13 @@ PROMPTS = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", PROMPTS, ids=str)
-def test_prompts_without_lse(case: Case, dtype: torch.dtype) -> None:
+def test_prompts(case: Case, dtype: torch.dtype) -> None:
     q_len = 80 if case.q_len == 1 else case.q_len
     inputs = make_inputs(dataclasses.replace(case, q_len=q_len, capacity=80, dtype=dtype))
-    out, lse = cpu.attend(*inputs, return_lse=False)
+    out, lse = cpu.attend(*inputs)
     assert out.is_contiguous()
-    assert lse.numel() == 0
-    assert_close_to_reference(out, None, *inputs)
+    assert lse.is_contiguous()
+    assert_close_to_reference(out, lse, *inputs)
 
 
 def test_inputs_are_left_as_they_are() -> None:

@@ -45,7 +45,7 @@ class Mask:
     def apply(self, scores: Tensor, tokens: Span, keys: Span) -> None:
         """Turn products, already scaled, into scores, in place; hidden ones become -inf.
 
-        ``scores`` is packed: (outer, inner, tokens * group, keys).
+        ``scores`` is packed: (runs, heads_kv, tokens * group, keys).
         """
         softcap = self.options.softcap
         if softcap > 0:
@@ -53,17 +53,16 @@ class Mask:
         slopes, sees_all = self.options.alibi_slopes, self.sees_all(tokens, keys)
         if sees_all and slopes is None:
             return
-        by_run = self.packing.by_run(scores)
-        by_run = by_run.view(*by_run.shape[:2], -1, self.packing.group, by_run.shape[-1])
+        by_token = scores.view(*scores.shape[:2], -1, self.packing.group, scores.shape[-1])
         lengths = torch.tensor([run.keys for run in self.group.runs])[:, None, None]
         slots = torch.arange(*keys)
         ahead = slots - (lengths - self.group.q_len + torch.arange(*tokens)[:, None])
         if slopes is not None:
             distance = ahead.abs()[:, None, :, None].to(scores.dtype)
-            by_run.addcmul_(distance, self._of_runs(slopes).to(scores.dtype), value=-1)
+            by_token.addcmul_(distance, self._of_runs(slopes).to(scores.dtype), value=-1)
         if not sees_all:
             hidden = self._hidden(ahead) | (slots >= lengths)
-            by_run.masked_fill_(hidden[:, None, :, None], -math.inf)
+            by_token.masked_fill_(hidden[:, None, :, None], -math.inf)
 
     def _of_runs(self, slopes: Tensor) -> Tensor:
         """(runs or 1, heads_kv, 1, group, 1)."""

@@ -14,10 +14,10 @@ from flash_decoding.errors import InvalidInput
 from flash_decoding.spec import UNBOUNDED, KVCache, Options, Queries
 
 SIMILAR = 1.25
-"""Runs in one group are padded to the longest, which may have this many times the keys of the shortest ..."""
+"""Runs of a padded group have at most this many times the keys of the shortest, and SLACK more: padding that
+small costs less than another round of operators."""
 
 SLACK = 32
-"""... and these more: padding that small costs less than another round of operators."""
 
 
 @dataclass(frozen=True)
@@ -92,23 +92,22 @@ def _check_row(row: int, cache: KVCache) -> None:
         raise InvalidInput("cache_batch_idx", row, f"rows from 0 to {available - 1}")
 
 
-def make_groups(runs: list[Run], *, max_tokens: int) -> list[Group]:
-    """Put runs of one q_len and similar lengths together, as long as a group has ``max_tokens`` keys at most.
+def make_groups(runs: list[Run], *, max_tokens: int, padded: bool) -> list[Group]:
+    """Put runs of one q_len and equal lengths, or similar ones if ``padded``, together.
 
-    A longer run has a group of its own, and 0 gives one to every run.
+    A group has ``max_tokens`` keys at most, or one run: longer runs have a group of their own, and with 0
+    all have.
     """
     groups: list[list[Run]] = []
     for run in sorted(runs, key=lambda run: (run.q_len, run.keys, run.row)):
-        if groups and _belongs(run, groups[-1], max_tokens):
+        if groups and _belongs(run, groups[-1], max_tokens, padded):
             groups[-1].append(run)
         else:
             groups.append([run])
     return [Group(tuple(members)) for members in groups]
 
 
-def _belongs(run: Run, group: list[Run], max_tokens: int) -> bool:
-    return (
-        run.q_len == group[0].q_len
-        and run.keys * (len(group) + 1) <= max_tokens
-        and run.keys <= SIMILAR * group[0].keys + SLACK
-    )
+def _belongs(run: Run, group: list[Run], max_tokens: int, padded: bool) -> bool:
+    longest = SIMILAR * group[0].keys + SLACK if padded else group[0].keys
+    fits = run.keys * (len(group) + 1) <= max_tokens
+    return run.q_len == group[0].q_len and run.keys <= longest and fits

@@ -13,7 +13,7 @@ from torch import Tensor
 class Softmax:
     """Running state of rows; ``total`` and ``weighted`` are relative to ``exp(largest)``.
 
-    Everything is packed: (outer, inner, rows, ...), where outer and inner count sequences and heads.
+    Everything is packed and ordered: (outer, inner, rows, ...), where outer and inner count runs and heads.
     """
 
     largest: Tensor

@@ -20,14 +20,14 @@ from flash_decoding.errors import InvalidInput
 class Scratch:
     """Memory for one chunk; it grows to what is asked for, and whatever was in it is lost."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.buffer = torch.empty(0, dtype=dtype)
+    def __init__(self) -> None:
+        self.buffer = torch.empty(0)
 
-    def empty(self, *shape: int) -> Tensor:
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A view of it with this shape, not written yet."""
         elements = math.prod(shape)
-        if self.buffer.numel() < elements:
-            self.buffer = torch.empty(elements, dtype=self.buffer.dtype)
+        if self.buffer.numel() < elements or self.buffer.dtype != dtype:
+            self.buffer = torch.empty(elements, dtype=dtype)
         return self.buffer[:elements].view(shape)
 
 
@@ -40,24 +40,25 @@ class Stage:
     dtype: torch.dtype
     """Of the computation."""
 
-    @classmethod
-    def of(cls, pool: Tensor, block_table: Tensor | None) -> Stage:
-        """Half precision is computed in fp32, the rest in its own dtype."""
-        return cls(pool, block_table, torch.promote_types(pool.dtype, torch.float32))
+    def is_view(self, group: Group) -> bool:
+        """Whether one slice of the cache, in the right dtype, holds all keys of a group."""
+        return self.pool.dtype == self.dtype and self._is_slice(group)
+
+    def _is_slice(self, group: Group) -> bool:
+        return self.block_table is None and group.is_uniform
 
     def load(self, group: Group, keys: tuple[int, int], scratch: Scratch) -> Tensor:
         """Keys ``start <= c < stop`` of every run: (runs, stop - start, heads_kv, elements).
 
-        A view of the cache where that has the right dtype and one slice holds all, else a copy in scratch.
+        A view of the cache where that will do, else a copy in scratch.
         """
         runs, first = len(group.runs), group.runs[0]
         rows = slice(first.row, first.row + runs)
         slots = slice(first.first_slot + keys[0], first.first_slot + keys[1])
-        is_slice = self.block_table is None and group.is_uniform
-        if is_slice and self.pool.dtype == self.dtype:
+        if self.is_view(group):
             return self.pool[rows, slots]
-        staged = scratch.empty(runs, keys[1] - keys[0], *self.pool.shape[2:])
-        if is_slice:
+        staged = scratch.empty((runs, keys[1] - keys[0], *self.pool.shape[2:]), self.dtype)
+        if self._is_slice(group):
             return staged.copy_(self.pool[rows, slots])
         for i, run in enumerate(group.runs):
             live = min(max(run.keys - keys[0], 0), staged.shape[1])

@@ -33,8 +33,9 @@ class Walk:
     @classmethod
     def of(cls, cache: KVCache, options: Options) -> Walk:
         """A walk over a cache, with memory of its own."""
-        keys, values = (Stage.of(pool, cache.block_table) for pool in (cache.k, cache.v))
-        return cls(options, keys, values, cache.heads, Scratch(keys.dtype), Scratch(keys.dtype))
+        dtype = torch.promote_types(cache.k.dtype, torch.float32)
+        keys, values = (Stage(pool, cache.block_table, dtype) for pool in (cache.k, cache.v))
+        return cls(options, keys, values, cache.heads, Scratch(), Scratch())
 
     def attend(self, q: Tensor, group: Group, chunk: int) -> tuple[Tensor, Tensor]:
         """Attention of q (runs, q_len, heads_q, head_dim), ``chunk`` keys at a time.
@@ -42,15 +43,15 @@ class Walk:
         Returns out (runs, q_len, heads_q, head_dim_v) and LSE (runs, q_len, heads_q).
         """
         packing = Packing(q.shape[0], self.heads, q.shape[2] // self.heads)
-        rows = packing.rows(q.to(self.keys.dtype) * self.options.softmax_scale)
+        rows = packing.ordered(packing.rows(q.to(self.keys.dtype) * self.options.softmax_scale))
         state = Softmax.empty(rows, self.values.pool.shape[-1])
         if self.options.sinks is not None:
             sinks = self.options.sinks.to(rows.dtype)[:, None].expand(*q.shape[:3], 1)
-            state.add_sink(packing.rows(sinks))
+            state.add_sink(packing.ordered(packing.rows(sinks)))
         mask = Mask(self.options, group, packing)
         for start in range(0, group.longest, chunk):
             self._take_in(state, rows, mask, (start, min(start + chunk, group.longest)))
-        out, lse = (packing.tokens(x) for x in state.finish())
+        out, lse = (packing.tokens(packing.ordered(x)) for x in state.finish())
         return out, lse[..., 0]
 
     def _take_in(self, state: Softmax, q: Tensor, mask: Mask, span: Span) -> None:
@@ -59,19 +60,19 @@ class Walk:
         blocks = _blocks(mask, span)
         if not blocks:
             return
-        k = packing.cached(self.keys.load(mask.group, span, self.scratch)).transpose(2, 3)
+        k = packing.ordered(self.keys.load(mask.group, span, self.scratch).transpose(1, 2)).transpose(2, 3)
         v = None
         if len(blocks) > 1:
-            v = packing.cached(self.values.load(mask.group, span, self.spare))
+            v = packing.ordered(self.values.load(mask.group, span, self.spare).transpose(1, 2))
         for tokens in blocks:
             rows = slice(tokens[0] * packing.group, tokens[1] * packing.group)
             scores = q.new_empty(*q.shape[:2], rows.stop - rows.start, keys)
             for i, product in enumerate(scores):
                 torch.bmm(q[i, :, rows], k[i], out=product)
-            mask.apply(scores, tokens, span)
+            mask.apply(packing.ordered(scores), tokens, span)
             if v is None:
                 # The only block is done with the keys: their memory, still in the CPU's cache, serves twice.
-                v = packing.cached(self.values.load(mask.group, span, self.scratch))
+                v = packing.ordered(self.values.load(mask.group, span, self.scratch).transpose(1, 2))
             state.rows(rows).update(scores, v)
 
 
