@@ -116,8 +116,10 @@ def test_any_number_of_threads(threads: int) -> None:
     inputs = make_inputs(dataclasses.replace(LONG, dtype=torch.float32))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    out, lse = cpu.attend(*inputs)
-    torch.set_num_threads(before)
+    try:
+        out, lse = cpu.attend(*inputs)
+    finally:
+        torch.set_num_threads(before)
     assert_close_to_reference(out, lse, *inputs)
 
 
