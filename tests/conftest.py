@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_GPU:
+        for item in items:  # so that -m gpu selects all that runs on it
+            if "device" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.gpu)
         return
     skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False (make gpu runs it)")
     for item in items:

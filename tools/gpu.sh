@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that needs a GPU: tests, compute-sanitizer, benchmark. Records go to $OUT (results/ by default).
+# All that needs a GPU: its tests, compute-sanitizer, benchmark. Records go to $OUT (results/ by default).
 # Stages can be named: bash tools/gpu.sh tests sanitize bench
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ failed=0
 for stage in $stages; do
     case $stage in
     tests)
-        $python -m pytest -q -n "${JOBS:-8}" --junitxml "$out/tests.xml" || failed=1
+        $python -m pytest -q -m gpu -n "${JOBS:-8}" --junitxml "$out/tests.xml" || failed=1
         $python -m tools.summary tests "$out/tests.xml" "$out/tests-gpu.json" || failed=1
         rm -f "$out/tests.xml"
         ;;

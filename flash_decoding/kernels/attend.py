@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = ["max_q_len", "new_tokens", "capacity", "pages", "cache_rows", "num_splits", "split_tiles"]
-STRIDES = ["window_left", "window_right", "table_stride", "lse_strides"]
+STRIDES = [
+    "window_left",
+    "window_right",
+    "table_stride",
+    "lse_sequence",
+    "lse_head",
+    "lse_token",
+    "lse_split",
+]
 TABLES = [
     "cu_seqlens_q_ptr",
     "cache_seqlens_ptr",
@@ -49,7 +57,6 @@ def attend_kernel(
     q_strides: tl.tuple,  # token of the batch, token, head
     k_strides: tl.tuple,  # page, slot, head
     v_strides: tl.tuple,
-    lse_strides: tl.tuple,  # sequence, head, token, split
     cache_seqlens_ptr: tl.tensor,
     cache_leftpad_ptr: tl.tensor,
     cache_batch_idx_ptr: tl.tensor,
@@ -68,6 +75,10 @@ def attend_kernel(
     pages: tl.tensor,
     cache_rows: tl.tensor,
     table_stride: tl.tensor,
+    lse_sequence: tl.tensor,
+    lse_head: tl.tensor,
+    lse_token: tl.tensor,
+    lse_split: tl.tensor,
     num_splits: tl.tensor,
     split_tiles: tl.tensor,
     HEADS_KV: tl.constexpr,
@@ -140,7 +151,8 @@ def attend_kernel(
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
     store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
     if lse_ptr is not None:
-        offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_strides[3]
+        strides = (lse_sequence, lse_head, lse_token)
+        offset = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_split
         tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
 
 
@@ -178,7 +190,6 @@ def launch(
         (0, *q.stride()[:2]) if queries.is_ragged else q.stride()[:3],
         cache.k.stride()[:3],
         cache.v.stride()[:3],
-        lse_strides,
         cache.cache_seqlens,
         cache.cache_leftpad,
         cache.cache_batch_idx,
@@ -197,6 +208,7 @@ def launch(
         cache.k.shape[0],
         cache.k.shape[0] if table is None else table.shape[0],
         0 if table is None else table.stride(0),
+        *lse_strides,
         plan.num_splits,
         plan.split_tokens // tile.block_n,
         num_warps=tile.num_warps,

@@ -32,7 +32,10 @@ NUM_WARPS = 1
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = ["heads", "max_q_len", "new_tokens", "capacity", "num_splits", "split_tiles"]
-STRIDES = ["window_left", "window_right", "part_lse_strides", "lse_strides"]
+STRIDES = [
+    *("window_left", "window_right", "lse_sequence", "lse_head", "lse_token"),
+    *("part_lse_sequence", "part_lse_head", "part_lse_token", "part_lse_split"),
+]
 TABLES = ["cu_seqlens_q_ptr", "cache_seqlens_ptr", "cache_leftpad_ptr"]
 
 
@@ -42,9 +45,7 @@ def combine_kernel(
     part_lse_ptr: tl.tensor,
     out_ptr: tl.tensor,
     lse_ptr: tl.tensor,
-    part_strides: tl.tuple,  # token, head, split
-    part_lse_strides: tl.tuple,  # sequence, head, token, split
-    lse_strides: tl.tuple,  # sequence, head, token
+    part_strides: tl.tuple,  # token, head, split; of parts that a caller holds
     cache_seqlens_ptr: tl.tensor,
     cache_leftpad_ptr: tl.tensor,
     cu_seqlens_q_ptr: tl.tensor,
@@ -54,6 +55,13 @@ def combine_kernel(
     max_q_len: tl.tensor,
     new_tokens: tl.tensor,
     capacity: tl.tensor,
+    part_lse_sequence: tl.tensor,
+    part_lse_head: tl.tensor,
+    part_lse_token: tl.tensor,
+    part_lse_split: tl.tensor,
+    lse_sequence: tl.tensor,
+    lse_head: tl.tensor,
+    lse_token: tl.tensor,
     num_splits: tl.tensor,
     split_tiles: tl.tensor,
     GROUP: tl.constexpr,
@@ -87,8 +95,15 @@ def combine_kernel(
 
     # Scalars go to the pointers first: folded into the block of offsets, Triton 3.5 and 3.6 have been seen to
     # miscompile a reduction of this shape.
-    parts = parts_ptr + (q_start + token) * part_strides[0] + head.to(tl.int64) * part_strides[1]
-    part_lse = part_lse_ptr + lse_offset(part_lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
+    flat_row = (q_start + token) * heads + head
+    if ALL_LIVE:
+        parts = parts_ptr + (q_start + token) * part_strides[0] + head.to(tl.int64) * part_strides[1]
+        split_stride = part_strides[2]
+    else:  # scratch of our own is contiguous, which tells the compiler how it is aligned
+        parts = parts_ptr + flat_row * num_splits * HEAD_DIM_V
+        split_stride = HEAD_DIM_V
+    strides = (part_lse_sequence, part_lse_head, part_lse_token)
+    part_lse = part_lse_ptr + lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)
     cols = block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     in_row = cols < HEAD_DIM_V
     peak, total = tl.cast(float("-inf"), tl.float32), tl.cast(0.0, tl.float32)
@@ -98,19 +113,20 @@ def combine_kernel(
     for start in range(0, live_splits, BLOCK_S):
         splits = start + tl.arange(0, BLOCK_S)
         live = splits < live_splits
-        lse_ptrs = part_lse + splits.to(tl.int64) * part_lse_strides[3]
+        lse_ptrs = part_lse + splits.to(tl.int64) * part_lse_split
         lse_s = tl.load(lse_ptrs, mask=live, other=float("-inf"))
-        offsets = (splits.to(tl.int64) * part_strides[2])[:, None] + cols[None, :]
+        offsets = (splits.to(tl.int64) * split_stride)[:, None] + cols[None, :]
         out_s = tl.load(parts + offsets, mask=live[:, None] & in_row[None, :], other=0.0)
         # a part that saw nothing counts for nothing, whatever its output holds
         out_s = tl.where((lse_s == float("-inf"))[:, None], 0.0, out_s.to(tl.float32))
         peak_s, total_s, acc_s = softmax.from_partials(lse_s, out_s)
         peak, total, acc = softmax.merge(peak, total, acc, peak_s, total_s, acc_s)
 
-    out = out_ptr + ((q_start + token) * heads + head) * HEAD_DIM_V
+    out = out_ptr + flat_row * HEAD_DIM_V
     tl.store(out + cols, (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty), mask=in_row)
     if lse_ptr is not None and block == 0:
-        lse = lse_ptr + lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
+        strides = (lse_sequence, lse_head, lse_token)
+        lse = lse_ptr + lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)
         tl.store(lse, softmax.log_sum_exp(peak, total))
 
 
@@ -149,9 +165,7 @@ def launch(
         part_lse,
         out,
         lse,
-        parts.stride()[:3],
-        (sequence_stride, num_splits, heads * num_splits, 1),
-        lse_strides,
+        (0, 0, 0),
         cache.cache_seqlens,
         cache.cache_leftpad,
         queries.cu_seqlens_q,
@@ -161,6 +175,8 @@ def launch(
         queries.q_len,
         cache.new_tokens,
         cache.capacity,
+        *(sequence_stride, num_splits, heads * num_splits, 1),
+        *lse_strides,
         num_splits,
         plan.split_tokens // tile.block_n,
         GROUP=heads // cache.heads,
@@ -195,8 +211,6 @@ def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         out,
         lse,
         (tokens.stride(1), tokens.stride(2), tokens.stride(0)),
-        (*lses.stride()[1:], lses.stride(0)),
-        lse.stride(),
         None,
         None,
         None,
@@ -206,6 +220,8 @@ def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         q_len,
         0,
         0,
+        *(*lses.stride()[1:], lses.stride(0)),
+        *lse.stride(),
         splits,
         0,
         GROUP=1,
