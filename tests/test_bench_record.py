@@ -90,6 +90,13 @@ def test_the_environment_says_where_and_with_what() -> None:
     assert json.loads(json.dumps(told)) == told
 
 
+def test_a_command_names_no_folder_of_this_machine() -> None:
+    command = "python -m flash_decoding bench --out /home/me/out --rows 1x64 results/a.json"
+    assert environment.without_folders(command) == (
+        "python -m flash_decoding bench --out out --rows 1x64 results/a.json"
+    )
+
+
 def test_source_that_no_repository_holds_has_no_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

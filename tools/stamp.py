@@ -12,14 +12,16 @@ import json
 import sys
 from pathlib import Path
 
-from flash_decoding.bench.environment import source
+from flash_decoding.bench.environment import source, without_folders
 
 
 def stamp(path: Path, here: dict[str, object]) -> str:
     """Write the commit into one record; returns what was done."""
     record = json.loads(path.read_text())
     environment = record["environment"]
+    environment["command"] = without_folders(environment["command"])
     if environment["commit"] is not None:
+        path.write_text(json.dumps(record, indent=1) + "\n")
         return f"{path}: already names {environment['commit']}"
     if environment["source_sha256"] != here["source_sha256"]:
         raise SystemExit(f"{path}: made by another version of the package than the one here")

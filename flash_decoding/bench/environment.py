@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Versions, device and source of this run, in plain values."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": without_folders(" ".join([_program(), *sys.argv[1:]])),
         **source(),
         "device": device.type,
         "device_name": device_name(device),
@@ -39,6 +40,11 @@ def describe(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "libraries": versions(),
     }
+
+
+def without_folders(command: str) -> str:
+    """A command with absolute paths cut to their last part: folders of one machine mean nothing elsewhere."""
+    return re.sub(r"(?<!\S)/\S*/", "", command)
 
 
 def device_name(device: torch.device) -> str:
