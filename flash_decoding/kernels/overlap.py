@@ -5,7 +5,8 @@ as those of the kernel before have all signalled (or ended) and there is room. E
 one before to be complete before it touches memory that could be another kernel's, and signals only after it:
 so whoever comes next may take for granted all that came before its predecessor.
 
-Hopper and later only; elsewhere plans say ``overlap=False`` and nothing of this is compiled.
+Hopper and later only; elsewhere plans say ``overlap=False`` and nothing of this is compiled. The instructions
+are written out because Triton 3.4 has names for them that do not compile.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import triton.language as tl
 @triton.jit
 def wait_for_the_kernel_before() -> None:
     """Return when the kernel before is complete and what it wrote can be read."""
-    tl.extra.cuda.gdc_wait()
+    tl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
 def let_the_next_kernel_start() -> None:
     """Signal: the next kernel's programs may be placed."""
-    tl.extra.cuda.gdc_launch_dependents()
+    tl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 def launch_options(enabled: bool) -> dict[str, bool]:
