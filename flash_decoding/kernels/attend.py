@@ -237,14 +237,21 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
     }
 
 
+STAGES_SCALAR_LOADS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)
+"""Whether Triton gives stages to loads of single table entries, as it does to loads of several."""
+
+
 def pipeline_stages(plan: Plan, cache: KVCache) -> int:
     """Stages to ask Triton for, so that keys and values are ``tile.num_stages`` deep.
 
     A paged load waits for its table entry, which is a pipeline before the pipeline: Triton shares the stages
     between the two.
     """
-    stages = plan.tile.num_stages
-    return stages if cache.page_size == 0 else 2 * stages - 1
+    stages, page_size = plan.tile.num_stages, cache.page_size
+    is_scalar = page_size % plan.tile.block_n == 0
+    if page_size == 0 or (is_scalar and not STAGES_SCALAR_LOADS):
+        return stages
+    return 2 * stages - 1
 
 
 def block_of(columns: int) -> int:
