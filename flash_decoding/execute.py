@@ -96,6 +96,7 @@ def run_kernels(
         plan,
         parts=parts,
         part_lse=part_lse,
+        part_lse_strides=part_strides,
         out=out,
         lse=target,
         lse_strides=lse_strides,

@@ -251,6 +251,11 @@ class Problem:
         return self.batch * self.visible_len * per_token
 
 
+def padded(columns: int) -> int:
+    """Columns of a vector as the matrix units take them: a power of two, 16 at least."""
+    return max(16, 1 << (columns - 1).bit_length())
+
+
 @dataclass(frozen=True)
 class Tile:
     """Shape of one step of the attention kernel, and how Triton is to build it."""

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import load, overlap
-from flash_decoding.kernels.attend import block_of
+from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,8 +210,8 @@ def launch(new: NewTokens, cache: KVCache, *, overlaps: bool) -> None:
         HEADS_Q=heads_q,
         HEAD_DIM=head_dim,
         HEAD_DIM_V=v.shape[-1],
-        BLOCK_D=block_of(head_dim),
-        BLOCK_DV=block_of(v.shape[-1]),
+        BLOCK_D=padded(head_dim),
+        BLOCK_DV=padded(v.shape[-1]),
         BLOCK_H=block_h,
         PAGE_SIZE=cache.page_size,
         ROTARY_DIM=0 if rotary is None else rotary.rotary_dim,

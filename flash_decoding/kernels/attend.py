@@ -21,6 +21,7 @@ import triton.language as tl
 
 from flash_decoding.kernels import keys, load, overlap, score, softmax
 from flash_decoding.kernels.rows import load_queries, lse_offset, store_out
+from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,8 +227,8 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         "GROUP": queries.heads // cache.heads,
         "HEAD_DIM": head_dim,
         "HEAD_DIM_V": head_dim_v,
-        "BLOCK_D": block_of(head_dim),
-        "BLOCK_DV": block_of(head_dim_v),
+        "BLOCK_D": padded(head_dim),
+        "BLOCK_DV": padded(head_dim_v),
         "BLOCK_M": plan.tile.block_m,
         "BLOCK_N": plan.tile.block_n,
         "PAGE_SIZE": cache.page_size,
@@ -252,8 +253,3 @@ def pipeline_stages(plan: Plan, cache: KVCache) -> int:
     if page_size == 0 or (is_scalar and not STAGES_SCALAR_LOADS):
         return stages
     return 2 * stages - 1
-
-
-def block_of(columns: int) -> int:
-    """Columns as the matrix units take them: a power of two, 16 at least."""
-    return max(16, int(triton.next_power_of_2(columns)))

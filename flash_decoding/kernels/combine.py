@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys, overlap, softmax
-from flash_decoding.kernels.attend import block_of
 from flash_decoding.kernels.rows import lse_offset
+from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +138,7 @@ def launch(
     *,
     parts: Tensor,
     part_lse: Tensor,
+    part_lse_strides: tuple[int, int, int, int],
     out: Tensor,
     lse: Tensor | None,
     lse_strides: tuple[int, int, int],
@@ -151,12 +152,12 @@ def launch(
         plan: the plan that the attention kernel ran with.
         parts: (tokens, heads_q, num_splits, head_dim_v) fp32.
         part_lse: (tokens, heads_q, num_splits) fp32.
+        part_lse_strides: of part_lse, for (sequence, head, token, split).
         out: contiguous (tokens, heads_q, head_dim_v).
         lse: where the log-sum-exps go, or None.
         lse_strides: of lse, for (sequence, head, token).
     """
     heads, num_splits = queries.heads, plan.num_splits
-    sequence_stride = 0 if queries.is_ragged else queries.q_len * heads * num_splits
     tile = plan.tile
     block_cols = _block_cols(parts.shape[-1])
     blocks = triton.cdiv(parts.shape[-1], block_cols)
@@ -175,7 +176,7 @@ def launch(
         queries.q_len,
         cache.new_tokens,
         cache.capacity,
-        *(sequence_stride, num_splits, heads * num_splits, 1),
+        *part_lse_strides,
         *lse_strides,
         num_splits,
         plan.split_tokens // tile.block_n,
@@ -239,4 +240,4 @@ def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
 
 
 def _block_cols(head_dim_v: int) -> int:
-    return min(BLOCK_COLS, block_of(head_dim_v))
+    return min(BLOCK_COLS, padded(head_dim_v))

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.spec import Problem, Tile
+from flash_decoding.spec import Problem, Tile, padded
 
 ANY = 1 << 30
 
@@ -61,11 +61,6 @@ TILES = (
     TileRow(ANY, 128, 4, Tile(16, 32, 8, 3), UNMEASURED),
     TileRow(ANY, 256, 4, Tile(16, 16, 8, 2), UNMEASURED),
 )
-
-
-def padded(columns: int) -> int:
-    """Columns as the kernels hold them: a power of two, 16 at least."""
-    return max(16, 1 << (columns - 1).bit_length())
 
 
 def smem_bytes(problem: Problem, tile: Tile) -> int:
