@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +180,3 @@ if __name__ == "__main__":
     for line in compile_all(sys.argv[1:] or list(TARGETS)):
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
-
-
-__all__ = ["CASES", "TARGETS", "Case", "compile_all", "partial"]

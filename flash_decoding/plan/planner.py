@@ -37,7 +37,7 @@ def make_plan(
     if variant.name == "cpu":
         return _cpu_plan(num_splits=num_splits, batch_invariant=batch_invariant)
     if batch_invariant:
-        return dataclasses.replace(_invariant_plan(problem, hardware), overlap=hardware.overlaps_launches)
+        return _invariant_plan(problem, hardware)
     tile = choose_tile(problem, hardware)
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
@@ -71,11 +71,12 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
     reason = (
         f"batch_invariant: every split has {per_split * tile.block_n} keys, whatever else is in the batch"
     )
-    return Plan(_kind(splits), "triton", tile, splits, per_split * tile.block_n, (reason,))
+    tokens = per_split * tile.block_n
+    return Plan(_kind(splits), "triton", tile, splits, tokens, (reason,), hardware.overlaps_launches)
 
 
 def _cpu_plan(*, num_splits: int, batch_invariant: bool) -> Plan:
     tokens = INVARIANT_SPLIT_TOKENS if batch_invariant else 0
-    reason = "on a CPU the keys are walked in chunks that its caches hold"
-    plan = Plan("flash_decoding", "cpu", Tile(0, 0, 0, 0), num_splits, tokens, (reason,))
-    return dataclasses.replace(plan, kind="flash_attention") if num_splits == 1 else plan
+    reason = "on a CPU the keys are computed in parts, as its threads and caches want them"
+    kind: Kind = "flash_attention" if num_splits == 1 else "flash_decoding"
+    return Plan(kind, "cpu", Tile(0, 0, 0, 0), num_splits, tokens, (reason,))

@@ -28,9 +28,3 @@ def choose_num_splits(*, programs: int, tiles: int, slots: int) -> int:
         slots: programs that the GPU runs at once.
     """
     return max(1, min(slots // programs, tiles, MAX_SPLITS))
-
-
-def split_bounds(tiles: int, num_splits: int) -> list[tuple[int, int]]:
-    """Tiles [first, end) of each live split, as the kernels share them: equal runs, the last one shorter."""
-    per_split = max(1, -(-tiles // num_splits))
-    return [(first, min(first + per_split, tiles)) for first in range(0, max(tiles, 1), per_split)]

@@ -63,6 +63,10 @@ TILES = (
 )
 
 
+PAGE_ENTRIES = 4 * 4
+"""Bytes per key for the table entries of a paged cache, in the pipeline before the pipeline."""
+
+
 def smem_bytes(problem: Problem, tile: Tile) -> int:
     """Shared memory of the attention kernel, as an upper bound: the pipeline and the queries.
 
@@ -74,10 +78,6 @@ def smem_bytes(problem: Problem, tile: Tile) -> int:
     stage = tile.block_n * (columns + columns_v)
     queries = tile.block_m * (columns + 2 * tile.block_n)
     return (buffers * stage + queries) * problem.element_bytes + PAGE_ENTRIES * tile.block_n
-
-
-PAGE_ENTRIES = 4 * 4
-"""Bytes per key for the table entries of a paged cache, in the pipeline before the pipeline."""
 
 
 def choose_tile(problem: Problem, hardware: Hardware) -> Tile:
