@@ -17,7 +17,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     3: ("execute",),
     4: ("ops",),
     5: ("api",),
-    6: ("flash_attn",),
+    6: ("flash_attn", "transformers"),
+    7: ("decoder",),
     8: ("bench",),
     9: ("cli",),
     10: ("", "__main__"),  # the package itself re-exports what is public; python -m runs the command line
@@ -35,7 +36,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "matplotlib": ("bench",),
     "rich": ("bench", "cli"),
     "typer": ("cli",),
-    "transformers": (),
+    "transformers": ("transformers", "decoder"),
     "numpy": (),
 }
 """Packages that load slowly or may be missing, and the modules that import them at the top of a file."""

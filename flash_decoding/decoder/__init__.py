@@ -1,0 +1,1 @@
+"""Whole models under a CUDA graph, at the speed of memory."""

@@ -1,0 +1,1 @@
+"""Transformers' models on this library: an attention implementation, and a cache made for it."""
