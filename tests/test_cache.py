@@ -178,20 +178,25 @@ def test_sizes_below_one_are_refused(name: str) -> None:
         PagedCache(**sizes)  # type: ignore[arg-type]  # only sizes are passed
 
 
+@pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("sources", [[0, 1], [0, 1, 3], [0, -1, 2]])
-def test_reorder_refuses_rows_that_are_not_there(sources: list[int]) -> None:
+def test_reorder_refuses_rows_that_are_not_there(make: Callable[[], Cache], sources: list[int]) -> None:
     with pytest.raises(InvalidInput, match="sources"):
-        contiguous().reorder(sources)
+        make().reorder(sources)
 
 
+@pytest.mark.parametrize("make", [contiguous, paged])
 @pytest.mark.parametrize("sources", [[0, 1, 2], [2, 2, 0], [1, 1, 1], [1, 2, 0]])
-def test_reorder_gives_each_row_its_source(sources: list[int]) -> None:
-    cache = contiguous(layers=2)
-    rows = [[1, 2], [], [3, 4, 5]]
+def test_reorder_gives_each_row_its_source(make: Callable[..., Cache], sources: list[int]) -> None:
+    cache = make(layers=2)
+    rows = [[1, 2], [], [3, 4, 5, 6]]
     for row, tokens in enumerate(rows):
         append(cache, row, tokens)
     cache.reorder(sources)
     for layer in range(2):
         assert [read(cache, row, layer) for row in range(3)] == [rows[source] for source in sources]
-    append(cache, 0, [9])
-    assert read(cache, 0) == [*rows[sources[0]], 9]
+    for row in range(3):
+        append(cache, row, [9 + row])
+    assert [read(cache, row) for row in range(3)] == [
+        [*rows[source], 9 + row] for row, source in enumerate(sources)
+    ]

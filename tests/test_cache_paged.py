@@ -81,6 +81,39 @@ def test_unused_entries_of_the_table_point_to_the_page_of_nobody() -> None:
     assert cache.block_table.tolist() == [[0] * 4] * 3
 
 
+def test_reorder_shares_full_pages_and_copies_the_last() -> None:
+    cache = paged(num_pages=6, page_size=3)
+    append(cache, 0, [1, 2, 3, 4])
+    append(cache, 1, [5, 6, 7, 8])
+    before = cache.pages(0)
+    cache.reorder([0, 0, 0])
+    assert cache.pages(0) == before
+    assert [cache.pages(row)[0] for row in (1, 2)] == [before[0]] * 2
+    assert len({cache.pages(row)[1] for row in range(3)}) == 3
+    assert cache.free_pages == 2
+    cache.free()
+    assert cache.free_pages == 6
+
+
+def test_reorder_that_needs_more_copies_than_pages_changes_nothing() -> None:
+    cache = paged(num_pages=2, page_size=3)
+    append(cache, 0, [1])
+    with pytest.raises(CacheFull, match="sources: got 2 pages of the pool; wanted at most 1"):
+        cache.reorder([0, 0, 0])
+    assert (cache.lengths, cache.free_pages, cache.live_rows) == ([1, 0, 0], 1, [0])
+    cache.reorder([0, 0, 2])
+    assert [read(cache, row) for row in range(3)] == [[1], [1], []]
+
+
+def test_beams_never_need_more_pages_than_they_had() -> None:
+    cache = paged(num_pages=6, page_size=3)
+    for row in range(3):
+        append(cache, row, [row, row, row, row])
+    assert cache.free_pages == 0
+    cache.reorder([2, 2, 1])
+    assert [read(cache, row) for row in range(3)] == [[2] * 4, [2] * 4, [1] * 4]
+
+
 class Model(RuleBasedStateMachine):
     """Random steps on a paged cache and on lists of tokens side by side."""
 
@@ -123,6 +156,15 @@ class Model(RuleBasedStateMachine):
         except CacheFull:
             return
         self.rows[row] = held[:length]
+
+    @rule(sources=st.lists(st.integers(0, 2), min_size=3, max_size=3))
+    def reorder(self, sources: list[int]) -> None:
+        try:
+            self.cache.reorder(sources)
+        except CacheFull:
+            return
+        held = [self.rows[source] for source in sources]
+        self.rows = [None if tokens is None else list(tokens) for tokens in held]
 
     @rule(row=st.integers(0, 2))
     def free(self, row: int) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from flash_decoding.cache.ledger import EVERY_ROW, Ledger, Rows, as_slice, check_sizes, upload
-from flash_decoding.errors import InvalidInput
 from flash_decoding.spec import KVCache
 
 
@@ -95,11 +94,7 @@ class ContiguousCache(Ledger):
         Args:
             sources: one row for each row of the cache; a row may be named often, or never.
         """
-        if len(sources) != self.batch:
-            raise InvalidInput("sources", sources, f"{self.batch} rows, one for each row of the cache")
-        for source in sources:
-            self._check_row("sources", source)
-        moved = [row for row, source in enumerate(sources) if source != row]
+        moved = self._moved(sources)
         if not moved:
             return
         length = max(self.lengths[sources[row]] for row in moved)
@@ -107,9 +102,7 @@ class ContiguousCache(Ledger):
         old = upload([sources[row] for row in moved], self.keys.device)
         for storage in (self.keys[:, :, :length], self.values[:, :, :length]):
             storage[:, new] = storage[:, old]
-        self.cache_seqlens[new] = self.cache_seqlens[old]
-        self.lengths = [self.lengths[source] for source in sources]
-        self._set_live([self._live[source] for source in sources])
+        self._move_lengths(moved, sources)
 
     def _grow(self, growth: dict[int, int]) -> None:
         """Every row has all its slots from the start."""

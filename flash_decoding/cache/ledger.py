@@ -173,6 +173,22 @@ class Ledger(ABC):
         self._set_live([live or other == row for other, live in enumerate(self._live)])
         self.cache_seqlens[row : row + 1].fill_(length)
 
+    def _moved(self, sources: Sequence[int]) -> list[int]:
+        """The rows that a reordering changes."""
+        if len(sources) != self.batch:
+            raise InvalidInput("sources", sources, f"{self.batch} rows, one for each row of the cache")
+        for source in sources:
+            self._check_row("sources", source)
+        return [row for row, source in enumerate(sources) if source != row]
+
+    def _move_lengths(self, moved: list[int], sources: Sequence[int]) -> None:
+        """Let the rows that a reordering changes have the lengths of their sources."""
+        device = self.cache_seqlens.device
+        old = upload([sources[row] for row in moved], device)
+        self.cache_seqlens[upload(moved, device)] = self.cache_seqlens[old]
+        self.lengths = [self.lengths[source] for source in sources]
+        self._set_live([self._live[source] for source in sources])
+
     def _set_live(self, live: list[bool]) -> None:
         if live != self._live:
             self._live = live

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -127,6 +129,54 @@ class PagedCache(Ledger):
         self._write_table({target: range(len(pages))})
         self._start(target, length)
 
+    def reorder(self, sources: Sequence[int]) -> None:
+        """Let each row go on as a copy of what row ``sources[row]`` holds now: a step of beam search.
+
+        Full pages are shared. The page that a row ends in goes to one of the rows that go on with it, and the
+        others get copies.
+
+        Args:
+            sources: one row for each row of the cache; a row may be named often, or never.
+
+        Raises:
+            CacheFull: more pages have to be copied than are free; nothing has changed.
+        """
+        moved = self._moved(sources)
+        if not moved:
+            return
+        pages, copied = self._shared_out(sources)
+        kept = {page for held in pages for page in held}
+        free = self._pool.free + len({page for held in self._pages for page in held} - kept)
+        if len(copied) > free:
+            raise CacheFull("sources", len(copied), free, "pages of the pool")
+        for held in pages:
+            self._pool.share(held)
+        for held in self._pages:
+            self._pool.give_back(held)
+        for row, copy in zip(copied, self._copies_of(list(copied.values())), strict=True):
+            pages[row].append(copy)
+        changed = {row: range(max(len(self._pages[row]), len(pages[row]))) for row in moved}
+        self._pages = pages
+        self._write_table(changed)
+        self._move_lengths(moved, sources)
+
+    def _shared_out(self, sources: Sequence[int]) -> tuple[list[list[int]], dict[int, int]]:
+        """The pages that each row takes over, and for the rows that need one the page to copy.
+
+        A row that stays where it is keeps the page that it ends in; so nothing of it moves.
+        """
+        heirs = {source: row for row, source in reversed(list(enumerate(sources)))}
+        heirs.update({row: row for row, source in enumerate(sources) if row == source})
+        pages, copied = [], {}
+        for row, source in enumerate(sources):
+            full, rest = divmod(self.lengths[source], self.page_size)
+            held = list(self._pages[source])
+            if rest and heirs[source] != row:
+                copied[row] = held[full]
+                del held[full:]
+            pages.append(held)
+        return pages, copied
+
     def _grow(self, growth: dict[int, int]) -> None:
         missing = {}
         for row, tokens in growth.items():
@@ -169,6 +219,15 @@ class PagedCache(Ledger):
         for storage in (self.keys, self.values):
             storage[:, copy] = storage[:, page]
         return copy
+
+    def _copies_of(self, pages: list[int]) -> list[int]:
+        """The same for many pages at once."""
+        copies = self._pool.take(len(pages))
+        if copies:
+            new, old = (upload(numbers, self.keys.device) for numbers in (copies, pages))
+            for storage in (self.keys, self.values):
+                storage[:, new] = storage[:, old]
+        return copies
 
     def _write_table(self, columns: dict[int, range]) -> None:
         """Bring these columns of these rows up to date on the device, all in one small copy."""
