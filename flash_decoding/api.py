@@ -28,6 +28,7 @@ def decode_attention(
     block_table: Tensor | None = None,
     cache_batch_idx: Tensor | None = None,
     cache_leftpad: Tensor | None = None,
+    key_mask: Tensor | None = None,
     softmax_scale: float | None = None,
     causal: bool = True,
     window_size: tuple[int, int] = (UNBOUNDED, UNBOUNDED),
@@ -50,12 +51,13 @@ def decode_attention(
         block_table: (batch, max_pages) int32, the page of each ``page_size`` slots.
         cache_batch_idx: (batch,) int32, the row of the cache (or of the block table) a sequence uses.
         cache_leftpad: (batch,) int32, the first slot in use.
+        key_mask: (batch, columns) bool: slots that are False, or lie beyond its columns, do not exist.
         softmax_scale: factor of the scores; None for ``head_dim ** -0.5``.
         causal: hide later tokens from earlier ones (bottom-right aligned).
         window_size: (left, right) slots visible beside a query token's own; -1 is unbounded.
         softcap: ``softcap * tanh(score / softcap)`` where > 0.
         alibi_slopes: (heads_q,) or (batch, heads_q) float32: ``slope * distance`` is subtracted.
-        sinks: (heads_q,) float32, a logit per head that joins the denominator only.
+        sinks: (heads_q,) float32, bfloat16 or float16, a logit per head that joins the denominator only.
         num_splits: programs that share the keys of one sequence and head; 0 lets the planner choose.
         batch_invariant: give a sequence the same bits whatever else is in the batch.
         return_lse: also return the log-sum-exp of the scores.
@@ -78,6 +80,7 @@ def decode_attention(
         cache_batch_idx=cache_batch_idx,
         cache_leftpad=cache_leftpad,
     )
+    cache = validate.masked(cache, key_mask)
     options = validate.options(
         queries,
         softmax_scale=softmax_scale,
@@ -105,6 +108,7 @@ def decode_attention_varlen(
     block_table: Tensor | None = None,
     cache_batch_idx: Tensor | None = None,
     cache_leftpad: Tensor | None = None,
+    key_mask: Tensor | None = None,
     softmax_scale: float | None = None,
     causal: bool = True,
     window_size: tuple[int, int] = (UNBOUNDED, UNBOUNDED),
@@ -143,6 +147,7 @@ def decode_attention_varlen(
         cache_batch_idx=cache_batch_idx,
         cache_leftpad=cache_leftpad,
     )
+    cache = validate.masked(cache, key_mask)
     options = validate.options(
         queries,
         softmax_scale=softmax_scale,

@@ -18,7 +18,7 @@ from flash_decoding.spec import Kind, KVCache, NewTokens, Options, Plan, Problem
 def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse: bool) -> Problem:
     """The call in plain numbers, for the planner."""
     capacity = cache.capacity
-    indirect = (cache.block_table, cache.cache_batch_idx, cache.cache_leftpad)
+    indirect = (cache.block_table, cache.cache_batch_idx, cache.cache_leftpad, cache.key_mask)
     return Problem(
         batch=queries.batch,
         q_len=queries.q_len,

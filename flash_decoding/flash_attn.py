@@ -74,7 +74,7 @@ def flash_attn_with_kvcache(  # noqa: PLR0917 - flash-attn's order
         alibi_slopes: (heads_q,) or (batch, heads_q) float32.
         num_splits: programs that share the keys of a sequence and head; 0 lets the planner choose.
         return_softmax_lse: also return the LSE.
-        sinks: (heads_q,) float32, a logit per head that joins the denominator only.
+        sinks: (heads_q,) float32, bfloat16 or float16, a logit per head that joins the denominator only.
 
     Returns:
         out, (batch, q_len, heads_q, head_dim_v); with ``return_softmax_lse`` also the LSE, (batch, heads_q,
@@ -150,7 +150,7 @@ def flash_attn_func(  # noqa: PLR0917 - flash-attn's order
         alibi_slopes: (heads_q,) or (batch, heads_q) float32.
         deterministic: about flash-attn's backward; the forward is deterministic either way.
         return_attn_probs: also return the LSE and an empty tensor in the place of dropout's pattern.
-        sinks: (heads_q,) float32, a logit per head that joins the denominator only.
+        sinks: (heads_q,) float32, bfloat16 or float16, a logit per head that joins the denominator only.
 
     Returns:
         out, (batch, q_len, heads_q, head_dim_v); with ``return_attn_probs`` (out, lse, empty), lse
@@ -208,7 +208,7 @@ def flash_attn_varlen_func(  # noqa: PLR0917 - flash-attn's order
         max_seqlen_k: the most keys of one sequence (or more).
         dropout_p: this and all up to ``return_attn_probs``, as in :func:`flash_attn_func`.
         block_table: (batch, max_pages) int32, the page of each ``page_size`` keys.
-        sinks: (heads_q,) float32, a logit per head that joins the denominator only.
+        sinks: (heads_q,) float32, bfloat16 or float16, a logit per head that joins the denominator only.
 
     Returns:
         out, (total_q, heads_q, head_dim_v); with ``return_attn_probs`` (out, lse, empty), lse (heads_q,

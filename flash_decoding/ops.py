@@ -20,9 +20,10 @@ from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
 
 _ATTENTION = """attention(
     Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, Tensor? block_table,
-    Tensor? cache_batch_idx, Tensor? cache_leftpad, Tensor? cu_seqlens_q, Tensor? alibi_slopes, Tensor? sinks,
-    SymInt max_q_len, SymInt max_kv_len, SymInt new_tokens, bool dense, float softmax_scale,
-    int window_left, int window_right, float softcap, int num_splits, bool batch_invariant, bool return_lse
+    Tensor? cache_batch_idx, Tensor? cache_leftpad, Tensor? key_mask, Tensor? cu_seqlens_q,
+    Tensor? alibi_slopes, Tensor? sinks, SymInt max_q_len, SymInt max_kv_len, SymInt new_tokens, bool dense,
+    float softmax_scale, int window_left, int window_right, float softcap,
+    int num_splits, bool batch_invariant, bool return_lse
 ) -> (Tensor out, Tensor lse)"""
 
 _APPEND_KV = """append_kv(
@@ -57,6 +58,7 @@ def _attention(  # noqa: PLR0917 - the schema's order
     block_table: Tensor | None,
     cache_batch_idx: Tensor | None,
     cache_leftpad: Tensor | None,
+    key_mask: Tensor | None,
     cu_seqlens_q: Tensor | None,
     alibi_slopes: Tensor | None,
     sinks: Tensor | None,
@@ -79,6 +81,7 @@ def _attention(  # noqa: PLR0917 - the schema's order
         block_table,
         cache_batch_idx,
         cache_leftpad,
+        key_mask,
         new_tokens=new_tokens,
         max_kv_len=max_kv_len,
         dense=dense,
@@ -186,6 +189,7 @@ def attention(
         cache.block_table,
         cache.cache_batch_idx,
         cache.cache_leftpad,
+        cache.key_mask,
         queries.cu_seqlens_q,
         options.alibi_slopes,
         options.sinks,

@@ -48,6 +48,7 @@ def attend(
         start = 0 if cache.cache_leftpad is None else int(cache.cache_leftpad[b])
         lo, hi = (0, length) if key_range is None else key_range
         slots = torch.arange(max(start, lo), max(start, lo, min(length, hi)), device=queries.q.device)
+        slots = slots[_exist(cache, b, slots)]
         index = _locate(cache, b, slots)
         q, k, v = _query_tokens(queries, b).to(dtype), cache.k[index].to(dtype), cache.v[index].to(dtype)
         distance = slots - (length - q.shape[0] + torch.arange(q.shape[0], device=q.device))[:, None]
@@ -71,6 +72,15 @@ def _query_tokens(queries: Queries, b: int) -> Tensor:
 def _length(cache: KVCache, b: int) -> int:
     """Where sequence ``b`` ends; its last query token sits at slot ``length - 1``."""
     return min(max(int(cache.cache_seqlens[b]), 0) + cache.new_tokens, cache.capacity)
+
+
+def _exist(cache: KVCache, b: int, slots: Tensor) -> Tensor:
+    """Which of the slots ``key_mask`` leaves to sequence ``b``."""
+    if cache.key_mask is None:
+        return torch.ones_like(slots, dtype=torch.bool)
+    exist = slots < cache.key_mask.shape[1]
+    exist[exist.clone()] = cache.key_mask[b, slots[exist]]
+    return exist
 
 
 def _locate(cache: KVCache, b: int, slots: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ block_table          (batch, max_pages) int32: page of each ``page_size`` slots
 cache_seqlens        (batch,) int32: slots in use; the last query token attends from the last slot
 cache_batch_idx      (batch,) int32: row of the contiguous cache (or of block_table) a sequence uses
 cache_leftpad        (batch,) int32: first slot in use; slots before it do not exist for the sequence
+key_mask             (batch, columns) bool: slots that are False, or lie beyond its columns, do not exist
 cu_seqlens_q         (batch + 1,) int32: where each sequence's queries start in a ragged q
 out                  like q, with head_dim_v as last dimension
 lse                  fp32, natural logarithm: (batch, heads_q, q_len), or (heads_q, total_q) when ragged
@@ -72,7 +73,7 @@ class Options:
     alibi_slopes: Tensor | None = None
     """(heads_q,) or (batch, heads_q) fp32."""
     sinks: Tensor | None = None
-    """(heads_q,) fp32."""
+    """(heads_q,) fp32, bf16 or fp16."""
 
     @classmethod
     def make(
@@ -144,6 +145,10 @@ class KVCache:
     ``cache_seqlens[b] + new_tokens`` limited to the capacity. Packed ("varlen") keys need no layout of their
     own: they are one shared row, seen through a batch stride of 0, with ``cu_seqlens_k[:-1]`` as left
     padding and ``cu_seqlens_k[1:]`` as lengths.
+
+    ``key_mask`` is for padding with holes. It takes slots away and moves none: lengths, and the positions
+    that follow from them, stay what they are. Pages of hidden slots below the length are looked up like
+    others, and their contents are not used.
     """
 
     k: Tensor
@@ -152,6 +157,8 @@ class KVCache:
     block_table: Tensor | None = None
     cache_batch_idx: Tensor | None = None
     cache_leftpad: Tensor | None = None
+    key_mask: Tensor | None = None
+    """Slot s exists for sequence b of the call only if ``s < columns`` and ``key_mask[b, s]``."""
     new_tokens: int = 0
     """Tokens that the same step appended behind ``cache_seqlens``."""
     max_kv_len: int = 0

@@ -151,7 +151,9 @@ def changed(tensors: dict[str, Tensor], before: dict[str, tuple[int, Tensor]]) -
 
 def writable(cache: KVCache) -> Arguments:
     """The arguments of an append to a cache."""
-    return {name: x for name, x in cache_arguments(cache).items() if name != "cache_leftpad"}
+    return {
+        name: x for name, x in cache_arguments(cache).items() if name not in ("cache_leftpad", "key_mask")
+    }
 
 
 def same_bits(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from flash_decoding import reference
 from flash_decoding.spec import KVCache, Options, Queries
-from tests.inputs import WILD_PAGES, Case, Inputs, in_layout, make_inputs
+from tests.inputs import WILD_PAGES, Case, Inputs, exists, in_layout, make_inputs
 
 __all__ = [
     "WILD_PAGES",
@@ -170,6 +170,7 @@ def live_tokens(cache: KVCache, b: int) -> tuple[Tensor, Tensor, Tensor, int]:
     start = 0 if cache.cache_leftpad is None else int(cache.cache_leftpad[b])
     length = min(int(cache.cache_seqlens[b]) + cache.new_tokens, cache.capacity)
     slots = torch.arange(start, max(start, length), device=cache.k.device)
+    slots = slots[exists(cache, b, slots)]
     if cache.block_table is None:
         return cache.k[row, slots], cache.v[row, slots], slots, length
     pages = cache.block_table[row, slots // cache.page_size].long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from torch import Tensor
 from flash_decoding.spec import UNBOUNDED, KVCache, Options, Queries
 
 Layout = Literal["bshd", "bhsd", "padded"]
+
+KeyMask = Literal["", "holes", "short", "far", "none"]
+"""Slots that exist: all; every other one or so; half of the first half; the last eighth; none at all."""
 
 WILD_PAGES = (-1, 2**31 - 1, -(2**31), 123_456_789)
 """What unused entries of a block table hold in tests: following one of them would be noticed."""
@@ -41,6 +45,7 @@ class Case:
     """Say that every sequence fills its capacity (which seqlens then must do)."""
     new_tokens: int = 0
     leftpad: tuple[int, ...] | None = None
+    key_mask: KeyMask = ""
     q_lens: tuple[int, ...] | None = None
     """Makes the queries ragged (packed); q_len is then ignored."""
     batch_idx: bool = False
@@ -91,6 +96,8 @@ def make_inputs(
     """
     factory = _Factory(case, torch.device(device), torch.Generator().manual_seed(seed), poison)
     cache = factory.packed_cache() if case.packed else factory.cache()
+    if case.key_mask:
+        cache = factory.with_holes(cache)
     return Inputs(factory.queries(), cache, factory.options())
 
 
@@ -104,6 +111,22 @@ def in_layout(values: Tensor, layout: Layout) -> Tensor:
         view.copy_(values)
         return view
     return values.contiguous()
+
+
+def exists(cache: KVCache, b: int, slots: Tensor) -> Tensor:
+    """Which of the slots the key mask leaves to sequence ``b``, by its definition."""
+    if cache.key_mask is None:
+        return torch.ones_like(slots, dtype=torch.bool)
+    missing = cache.capacity - cache.key_mask.shape[1]
+    return torch.nn.functional.pad(cache.key_mask[b], (0, missing))[slots]
+
+
+def hidden_slots(cache: KVCache, b: int) -> Tensor:
+    """Slots between the padding and the length of sequence ``b`` that the key mask takes away."""
+    start = 0 if cache.cache_leftpad is None else int(cache.cache_leftpad[b])
+    stop = min(int(cache.cache_seqlens[b]) + cache.new_tokens, cache.capacity)
+    slots = torch.arange(start, max(start, stop), device=cache.k.device)
+    return slots[~exists(cache, b, slots)]
 
 
 @dataclass(frozen=True)
@@ -128,6 +151,8 @@ class _Factory:
         shape = (case.batch, case.heads_q) if case.alibi == "batch" else (case.heads_q,)
         slopes = (torch.rand(shape, generator=self.generator) * 0.3).to(self.device)
         sinks = torch.randn(case.heads_q, generator=self.generator).to(self.device)
+        if case.dtype != torch.float64:  # a model's sinks have the dtype of its other weights
+            sinks = sinks.to(case.dtype)
         return Options.make(
             head_dim=case.head_dim,
             softmax_scale=case.softmax_scale,
@@ -177,6 +202,32 @@ class _Factory:
             new_tokens=case.new_tokens,
             dense=case.dense,
         )
+
+    def with_holes(self, cache: KVCache) -> KVCache:
+        """The cache under the key mask of the case; what the mask hides is poisoned."""
+        kind, slots = self.case.key_mask, cache.capacity
+        exist = torch.rand(
+            self.case.batch, slots // 2 if kind == "short" else slots, generator=self.generator
+        )
+        if kind == "far":
+            exist[:, : slots - slots // 8] = 1.0
+        wide = torch.ones(self.case.batch, exist.shape[1] + 3, dtype=torch.bool)
+        mask = wide[:, 1:-2]  # rows neither begin nor follow each other where memory is aligned
+        mask.copy_(exist < {"far": 1.0, "none": 0.0}.get(kind, 0.5))
+        wide = wide.to(self.device)
+        masked = dataclasses.replace(cache, key_mask=wide[:, 1:-2])
+        for b in range(self.case.batch):
+            self.poison_slots(cache, b, hidden_slots(masked, b))
+        return masked
+
+    def poison_slots(self, cache: KVCache, b: int, slots: Tensor) -> None:
+        row = b if cache.cache_batch_idx is None else int(cache.cache_batch_idx[b])
+        for pool in (cache.k, cache.v):
+            if cache.block_table is None:
+                pool[row][slots] = self.poison
+            else:
+                pages = cache.block_table[row, slots // cache.page_size].long()
+                pool[pages, slots % cache.page_size] = self.poison
 
     def pools(self, blocks: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Poisoned storage for keys and for values."""

@@ -57,6 +57,13 @@ EDGES = (
     Case(name="leftpad", leftpad=(5, 40), capacity=100, seqlens=(100, 90)),
     Case(name="leftpad_hides_all", leftpad=(50, 0), capacity=100, seqlens=(50, 90)),
     Case(name="leftpad_paged", leftpad=(5, 40), capacity=100, seqlens=(100, 90), page_size=16),
+    Case(name="holes", key_mask="holes", capacity=200, seqlens=(200, 33), q_len=3, causal=True),
+    Case(name="tiles_hidden", key_mask="far", batch=3, capacity=280, seqlens=(280, 250, 20)),
+    Case(
+        name="tiles_hidden_paged", key_mask="far", capacity=280, seqlens=(280, 275), page_size=16, sinks=True
+    ),
+    Case(name="mask_of_half", key_mask="short", capacity=200, seqlens=(200, 90), page_size=64),
+    Case(name="mask_hides_all", key_mask="none", capacity=100, seqlens=(100, 7), dtype=torch.float16),
     Case(name="batch_idx", batch_idx=True, capacity=70, seqlens=(70, 20)),
     Case(name="batch_idx_paged", batch_idx=True, capacity=70, seqlens=(70, 20), page_size=8),
     Case(name="new_tokens", new_tokens=3, capacity=70, seqlens=(60, 69)),
@@ -83,6 +90,7 @@ EDGES = (
         softcap=8.0,
         alibi="batch",
         sinks=True,
+        key_mask="holes",
     ),
 )
 
@@ -118,6 +126,7 @@ def random_case(seed: int, *, longest: int, head_dims: tuple[int, ...]) -> Case:
         softcap=rng.choice((0.0, 0.0, 10.0)),
         alibi=rng.choice(("", "", "heads", "batch")),
         sinks=rng.random() < 0.3,
+        key_mask=rng.choice(("", "", "", "holes", "short", "far")),
     )
 
 

@@ -61,6 +61,8 @@ CASES = (
     Case("decode_head_dim_256", head_dim=256, head_dim_v=256),
     Case("decode_head_dim_192_128", head_dim=192, head_dim_v=128),
     Case("decode_fp32", dtype=torch.float32),
+    Case("decode_masked", options=(("key_mask", True),)),
+    Case("decode_paged_16_masked", page_size=16, options=(("key_mask", True),)),
     Case("verify_8_tokens", q_len=8, options=(("causal", True),)),
     Case("prefill", q_len=512, num_splits=1, options=(("causal", True),), page_size=16),
     Case(
@@ -101,7 +103,7 @@ def tensors(case: Case) -> tuple[Queries, KVCache, Options]:
     rows = capacity // case.page_size if case.page_size else 1
     shape = (rows, case.page_size or capacity, heads_kv)
     extras = dict(case.options)
-    with_extras = extras.pop("extras", False)
+    with_extras, with_mask = extras.pop("extras", False), extras.pop("key_mask", False)
     if with_extras:
         extras |= {"alibi_slopes": torch.ones(heads_q), "sinks": torch.ones(heads_q)}
     table = torch.zeros(1, rows, dtype=torch.int32) if case.page_size else None
@@ -111,6 +113,7 @@ def tensors(case: Case) -> tuple[Queries, KVCache, Options]:
         torch.zeros(1, dtype=torch.int32),
         table,
         cache_leftpad=torch.zeros(1, dtype=torch.int32) if with_extras else None,
+        key_mask=torch.ones(1, capacity, dtype=torch.bool) if with_mask else None,
     )
     queries = Queries(torch.empty(1, case.q_len, heads_q, case.head_dim, dtype=case.dtype))
     return queries, cache, Options.make(head_dim=case.head_dim, **extras)

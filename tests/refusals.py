@@ -27,6 +27,10 @@ def ints(*values: int, dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.tensor(values, dtype=dtype)
 
 
+def bools(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool)
+
+
 def attention_arguments() -> Arguments:
     return {
         "q": floats(BATCH, 1, HEADS_Q, DIM),
@@ -119,6 +123,19 @@ ATTENTION_REFUSALS: list[Refusal] = [
     ),
     ("leftpad", {"cache_leftpad": ints(1)}, "cache_leftpad", "(1,)", "(2,), one entry per sequence"),
     ("leftpad_dtype", {"cache_leftpad": floats(2)}, "cache_leftpad", "torch.float32", "torch.int32"),
+    ("mask_list", {"key_mask": [True]}, "key_mask", "list", "a tensor (batch, columns)"),
+    ("mask_rank", {"key_mask": bools(8)}, "key_mask", "1 dimensions", "2 dimensions, (batch, columns)"),
+    ("mask_dtype", {"key_mask": floats(2, 8)}, "key_mask", "torch.float32", "torch.bool"),
+    ("mask_int", {"key_mask": bools(2, 8).long()}, "key_mask", "torch.int64", "torch.bool: True where"),
+    ("mask_rows", {"key_mask": bools(1, 8)}, "key_mask", "(1, 8)", "(2, columns), one row per sequence"),
+    (
+        "mask_stride",
+        {"key_mask": bools(8, 2).mT},
+        "key_mask",
+        "strides (1, 2)",
+        "a contiguous last dimension",
+    ),
+    ("mask_device", {"key_mask": bools(2, 8).to("meta")}, "key_mask", "device meta", "device cpu"),
     (
         "batch_idx",
         {"cache_batch_idx": ints(1, 0, 1)},
@@ -160,7 +177,7 @@ ATTENTION_REFUSALS: list[Refusal] = [
     ("alibi_dtype", {"alibi_slopes": floats(4).half()}, "alibi_slopes", "torch.float16", "torch.float32"),
     ("alibi_float", {"alibi_slopes": 0.5}, "alibi_slopes", "float", "a float32 tensor (4,) or (2, 4)"),
     ("sinks_shape", {"sinks": floats(2, 4)}, "sinks", "(2, 4)", "(4,)"),
-    ("sinks_dtype", {"sinks": floats(4).bfloat16()}, "sinks", "torch.bfloat16", "torch.float32"),
+    ("sinks_dtype", {"sinks": floats(4).double()}, "sinks", "torch.float64", "float32 or torch.bfloat16 or"),
     ("sinks_device", {"sinks": floats(4, device="meta")}, "sinks", "device meta", "device cpu"),
     ("splits_negative", {"num_splits": -1}, "num_splits", "-1", "an int from 0"),
     ("splits_many", {"num_splits": 129}, "num_splits", "129", "to 128"),

@@ -28,6 +28,7 @@ def cache_arguments(cache: KVCache) -> dict[str, Any]:
         "block_table": cache.block_table,
         "cache_batch_idx": cache.cache_batch_idx,
         "cache_leftpad": cache.cache_leftpad,
+        "key_mask": cache.key_mask,
     }
 
 
@@ -58,6 +59,7 @@ def attend(inputs: Inputs, case: Case, **more: Any) -> tuple[Tensor, Tensor]:
 CASES = [
     Case(name="decode", heads_q=16, seqlens=(3, 64)),
     Case(name="empty_row", seqlens=(0, 17), causal=True),
+    Case(name="holes", key_mask="short", page_size=16, q_len=2, causal=True, sinks=True),
     Case(name="double", dtype=torch.float64, q_len=2, causal=True),
     Case(name="speculative", q_len=5, causal=True, dtype=torch.bfloat16, seqlens=(5, 60), layout="padded"),
     Case(name="page_of_one", page_size=1, seqlens=(9, 33), causal=True, batch_idx=True),
@@ -182,7 +184,9 @@ def test_append(how: dict[str, Any], device: str) -> None:
     q = torch.randn(2, 2, 4, 32).to(queries.q) if how["with_q"] else None
     lengths = cache.cache_seqlens.clone()
     ours = dataclasses.replace(cache, k=cache.k.clone(), v=cache.v.clone(), cache_leftpad=None)
-    arguments = {name: x for name, x in cache_arguments(ours).items() if name != "cache_leftpad"}
+    arguments = {
+        name: x for name, x in cache_arguments(ours).items() if name not in ("cache_leftpad", "key_mask")
+    }
     rotation = {"rotary_cos": tables[0], "rotary_sin": tables[1], "q": q, "advance_q": how["advance_q"]}
     turned = fd.append_kv(k, v, **arguments, **rotation, rotary_interleaved=how["interleaved"])
     rotary = Rotary(*tables, how["interleaved"], how["advance_q"])

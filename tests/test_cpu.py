@@ -68,6 +68,7 @@ def cases(draw: st.DrawFn) -> Case:
         softcap=draw(st.sampled_from([0.0, 0.0, 0.0, 2.0])),
         alibi=draw(st.sampled_from(["", "", "", "heads", "batch"])),
         sinks=draw(st.booleans()),
+        key_mask=draw(st.sampled_from(["", "", "", "holes", "short", "far", "none"])),
     )
     if draw(st.booleans()):
         q_lens = draw(st.tuples(*[st.sampled_from([0, 1, 1, 9])] * (batch - 1)))

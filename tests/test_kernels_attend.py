@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from flash_decoding import execute
 from tests.helpers import Case, assert_close_to_reference, make_inputs
+from tests.inputs import KeyMask
 from tests.kernel_cases import EDGES, plan_of, random_case, runnable
 
 ON_GPU = torch.cuda.is_available()
@@ -48,10 +51,14 @@ def test_random_sweep(seed: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key_mask", ["", "far"])
 @pytest.mark.parametrize("page_size", [0, 16])
-def test_dead_slots_change_no_bit(poison: float, page_size: int, device: torch.device) -> None:
-    """The same call over a cache whose dead slots hold 0, and one where they hold the poison."""
+def test_dead_slots_change_no_bit(
+    poison: float, page_size: int, key_mask: KeyMask, device: torch.device
+) -> None:
+    """The same call over a cache whose dead and hidden slots hold 0, and one where they hold the poison."""
     case = Case(batch=3, capacity=160, seqlens=(150, 17, 0), leftpad=(3, 0, 0), page_size=page_size, q_len=2)
+    case = dataclasses.replace(case, key_mask=key_mask)
     outs = []
     for filling in (0.0, poison):
         inputs = make_inputs(case, device=device, poison=filling)

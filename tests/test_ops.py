@@ -20,7 +20,15 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ATTENTION_CASES = [
     Case(name="plain", seqlens=(3, 64)),
     Case(name="several_tokens", q_len=3, causal=True, layout="bhsd", sinks=True, head_dim_v=16),
-    Case(name="paged", page_size=16, seqlens=(0, 50), leftpad=(0, 7), batch_idx=True, alibi="batch"),
+    Case(
+        name="paged",
+        page_size=16,
+        seqlens=(0, 50),
+        leftpad=(0, 7),
+        batch_idx=True,
+        alibi="batch",
+        key_mask="holes",
+    ),
     Case(name="ragged", q_lens=(4, 0, 1), batch=3, causal=True, window=(9, 0), softcap=10.0, layout="padded"),
     Case(name="packed", q_lens=(4, 1), packed=True, seqlens=(7, 30), dtype=torch.bfloat16),
 ]
@@ -32,7 +40,7 @@ def attention_arguments(inputs: Inputs, *, return_lse: bool) -> tuple[Any, ...]:
     queries, cache, options = inputs
     tensors = (
         *(queries.q, cache.k, cache.v, cache.cache_seqlens),
-        *(cache.block_table, cache.cache_batch_idx, cache.cache_leftpad),
+        *(cache.block_table, cache.cache_batch_idx, cache.cache_leftpad, cache.key_mask),
         *(queries.cu_seqlens_q, options.alibi_slopes, options.sinks),
     )
     sizes = (queries.max_q_len, cache.max_kv_len, cache.new_tokens, cache.dense)
@@ -165,6 +173,7 @@ def test_the_records_reach_the_operator_and_come_out_of_it(monkeypatch: pytest.M
         page_size=8,
         q_lens=(2, 3),
         leftpad=(1, 0),
+        key_mask="holes",
         batch_idx=True,
         new_tokens=2,
         window=(5, 4),
@@ -183,7 +192,7 @@ def test_the_records_reach_the_operator_and_come_out_of_it(monkeypatch: pytest.M
     rotary = Rotary(torch.randn(64, 4), torch.randn(64, 4), interleaved=True, advance_q=False)
     q = torch.randn(2, 1, 4, 32)
     new = NewTokens(k, v, rotary, q, torch.empty_like(q))
-    cache = dataclasses.replace(cache, max_kv_len=0, dense=False, cache_leftpad=None)
+    cache = dataclasses.replace(cache, max_kv_len=0, dense=False, cache_leftpad=None, key_mask=None)
     ops.append_kv(new, cache)
     for sent, arrived in zip((new, cache), seen["append"], strict=True):
         assert_same_record(sent, arrived)

@@ -38,7 +38,8 @@ Part = tuple[Tensor, Tensor]
 
 def knows(cache: KVCache, options: Options) -> bool:
     """Whether calls with these options can have a group that :func:`knows_group`."""
-    return options.softcap == 0 and options.alibi_slopes is None and cache.k.shape[-1] == cache.v.shape[-1]
+    is_plain = options.softcap == 0 and options.alibi_slopes is None and cache.key_mask is None
+    return is_plain and cache.k.shape[-1] == cache.v.shape[-1]
 
 
 def knows_group(options: Options, group: Group) -> bool:

@@ -1,4 +1,4 @@
-"""Everything that happens to scores between the two products: softcap, ALiBi, windows, padding."""
+"""Everything that happens to scores between the two products: softcap, ALiBi, windows, padding, holes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding.cpu.packing import Packing
-from flash_decoding.cpu.runs import Group
+from flash_decoding.cpu.runs import Group, existing
 from flash_decoding.spec import Options
 
 Span = tuple[int, int]
@@ -23,6 +23,7 @@ class Mask:
     options: Options
     group: Group
     packing: Packing
+    key_mask: Tensor | None = None
 
     def sees_any(self, tokens: Span, keys: Span) -> bool:
         """False only where no token sees any of the keys, in any run."""
@@ -36,7 +37,8 @@ class Mask:
         left, right = self.options.window_left, self.options.window_right
         ahead = keys[1] - 1 - self._position(self.group.shortest, tokens[0])
         back = keys[0] - self._position(self.group.longest, tokens[1] - 1)
-        return keys[1] <= self.group.shortest and not (0 <= right < ahead or (left >= 0 and back < -left))
+        is_whole = self.key_mask is None and keys[1] <= self.group.shortest
+        return is_whole and not (0 <= right < ahead or (left >= 0 and back < -left))
 
     def _position(self, keys: int, token: int) -> int:
         """Key under a query token, in a run of so many keys."""
@@ -62,6 +64,8 @@ class Mask:
             by_token.addcmul_(distance, self._of_runs(slopes).to(scores.dtype), value=-1)
         if not sees_all:
             hidden = self._hidden(ahead) | (slots >= lengths)
+            if self.key_mask is not None:
+                hidden = hidden | ~existing(self.key_mask, self.group, keys)[:, None]
             by_token.masked_fill_(hidden[:, None, :, None], -math.inf)
 
     def _of_runs(self, slopes: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from flash_decoding.errors import InvalidInput
 from flash_decoding.spec import UNBOUNDED, KVCache, Options, Queries
 
@@ -90,6 +93,15 @@ def _check_row(row: int, cache: KVCache) -> None:
     available = cache.k.shape[0] if cache.block_table is None else cache.block_table.shape[0]
     if not 0 <= row < available:
         raise InvalidInput("cache_batch_idx", row, f"rows from 0 to {available - 1}")
+
+
+def existing(key_mask: Tensor, group: Group, keys: tuple[int, int]) -> Tensor:
+    """Which of the keys ``start <= c < stop`` of each run the key mask leaves to it: (runs, stop - start)."""
+    exist = torch.zeros(len(group.runs), keys[1] - keys[0], dtype=torch.bool)
+    for row, run in zip(exist, group.runs, strict=True):
+        known = key_mask[run.sequence, run.first_slot + keys[0] : run.first_slot + keys[1]]
+        row[: len(known)] = known
+    return exist
 
 
 def make_groups(runs: list[Run], *, max_tokens: int, padded: bool) -> list[Group]:

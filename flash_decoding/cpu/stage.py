@@ -2,7 +2,8 @@
 
 A chunk is converted to the dtype of the computation on the way: it stays in the CPU's cache, so that this
 costs little, and products in fp32 keep the scores exact. Only live tokens are read; behind a shorter run
-there are zeros, which the mask hides and which, unlike whatever lies in the cache there, multiply to 0.
+there are zeros, which the mask hides and which, unlike whatever lies in the cache there, multiply to 0. So
+there are where a key mask has holes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flash_decoding.cpu.runs import Group, Run
+from flash_decoding.cpu.runs import Group, Run, existing
 from flash_decoding.errors import InvalidInput
 
 
@@ -39,10 +40,11 @@ class Stage:
     block_table: Tensor | None
     dtype: torch.dtype
     """Of the computation."""
+    key_mask: Tensor | None = None
 
     def is_view(self, group: Group) -> bool:
         """Whether one slice of the cache, in the right dtype, holds all keys of a group."""
-        return self.pool.dtype == self.dtype and self._is_slice(group)
+        return self.key_mask is None and self.pool.dtype == self.dtype and self._is_slice(group)
 
     def _is_slice(self, group: Group) -> bool:
         return self.block_table is None and group.is_uniform
@@ -59,13 +61,18 @@ class Stage:
             return self.pool[rows, slots]
         staged = scratch.empty((runs, keys[1] - keys[0], *self.pool.shape[2:]), self.dtype)
         if self._is_slice(group):
-            return staged.copy_(self.pool[rows, slots])
+            return self._without_holes(staged.copy_(self.pool[rows, slots]), group, keys)
         for i, run in enumerate(group.runs):
             live = min(max(run.keys - keys[0], 0), staged.shape[1])
             if live > 0:
                 staged[i, :live] = self._tokens(run, run.first_slot + keys[0], live)
             staged[i, live:] = 0
-        return staged
+        return self._without_holes(staged, group, keys)
+
+    def _without_holes(self, staged: Tensor, group: Group, keys: tuple[int, int]) -> Tensor:
+        if self.key_mask is None:
+            return staged
+        return staged.masked_fill_(~existing(self.key_mask, group, keys)[:, :, None, None], 0)
 
     def _tokens(self, run: Run, slot: int, count: int) -> Tensor:
         """``count`` tokens of a run, from an absolute slot on: (count, heads_kv, elements)."""

@@ -29,13 +29,15 @@ class Walk:
     """Key/value heads."""
     scratch: Scratch
     spare: Scratch
+    key_mask: Tensor | None
 
     @classmethod
     def of(cls, cache: KVCache, options: Options) -> Walk:
         """A walk over a cache, with memory of its own."""
         dtype = torch.promote_types(cache.k.dtype, torch.float32)
-        keys, values = (Stage(pool, cache.block_table, dtype) for pool in (cache.k, cache.v))
-        return cls(options, keys, values, cache.heads, Scratch(), Scratch())
+        mask = cache.key_mask
+        keys, values = (Stage(pool, cache.block_table, dtype, mask) for pool in (cache.k, cache.v))
+        return cls(options, keys, values, cache.heads, Scratch(), Scratch(), mask)
 
     def attend(self, q: Tensor, group: Group, chunk: int) -> tuple[Tensor, Tensor]:
         """Attention of q (runs, q_len, heads_q, head_dim), ``chunk`` keys at a time.
@@ -48,7 +50,7 @@ class Walk:
         if self.options.sinks is not None:
             sinks = self.options.sinks.to(rows.dtype)[:, None].expand(*q.shape[:3], 1)
             state.add_sink(packing.ordered(packing.rows(sinks)))
-        mask = Mask(self.options, group, packing)
+        mask = Mask(self.options, group, packing, self.key_mask)
         for start in range(0, group.longest, chunk):
             self._take_in(state, rows, mask, (start, min(start + chunk, group.longest)))
         out, lse = (packing.tokens(packing.ordered(x)) for x in state.finish())

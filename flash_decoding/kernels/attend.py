@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = ["max_q_len", "new_tokens", "capacity", "pages", "cache_rows", "num_splits", "split_tiles"]
 STRIDES = [
+    "key_mask_stride",
+    "key_mask_columns",
     "window_left",
     "window_right",
     "table_stride",
@@ -43,6 +45,7 @@ TABLES = [
     "cu_seqlens_q_ptr",
     "cache_seqlens_ptr",
     "cache_leftpad_ptr",
+    "key_mask_ptr",
     "cache_batch_idx_ptr",
     "block_table_ptr",
 ]
@@ -60,6 +63,9 @@ def attend_kernel(
     v_strides: tl.tuple,
     cache_seqlens_ptr: tl.tensor,
     cache_leftpad_ptr: tl.tensor,
+    key_mask_ptr: tl.tensor,
+    key_mask_stride: tl.tensor,  # None, as the columns, without a mask: nothing of it is compiled in then
+    key_mask_columns: tl.tensor,
     cache_batch_idx_ptr: tl.tensor,
     block_table_ptr: tl.tensor,
     cu_seqlens_q_ptr: tl.tensor,
@@ -139,13 +145,15 @@ def attend_kernel(
         start = tile * BLOCK_N
         slots = start + lanes
         live = (slots >= lo) & (slots < hi)
+        if key_mask_ptr is not None:
+            live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
         page, slot = load.place(
             cache_row, start, lanes, hi, block_table_ptr, table_stride, pages, PAGE_SIZE, BLOCK_N
         )
         k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
-        sees = keys.row_sees(slots, position, lo, hi, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
+        sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
         peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
 
@@ -181,7 +189,7 @@ def launch(
     q, tile = queries.q, plan.tile
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    table, alibi = cache.block_table, options.alibi_slopes
+    table, alibi, mask = cache.block_table, options.alibi_slopes, cache.key_mask
     attend_kernel[(programs,)](
         q,
         cache.k,
@@ -193,6 +201,9 @@ def launch(
         cache.v.stride()[:3],
         cache.cache_seqlens,
         cache.cache_leftpad,
+        mask,
+        None if mask is None else mask.stride(0),
+        None if mask is None else mask.shape[1],
         cache.cache_batch_idx,
         table,
         queries.cu_seqlens_q,

@@ -96,18 +96,31 @@ def share(
 
 
 @triton.jit
+def exist(
+    key_mask_ptr: tl.tensor,
+    stride: tl.tensor,
+    columns: tl.tensor,
+    b: tl.tensor,
+    slots: tl.tensor,
+    live: tl.tensor,
+) -> tl.tensor:
+    """Which of the slots the key mask leaves to sequence b; of those that are not live it is not read."""
+    row = key_mask_ptr + tl.cast(b, tl.int64) * stride
+    return tl.load(row + slots, mask=live & (slots < columns), other=0) != 0
+
+
+@triton.jit
 def row_sees(
     slots: tl.tensor,
+    live: tl.tensor,
     position: tl.tensor,
-    lo: tl.tensor,
-    hi: tl.tensor,
     window_left: tl.tensor,
     window_right: tl.tensor,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tensor:
     """Mask (rows, keys): the slot is alive and inside the row's window."""
-    sees = ((slots >= lo) & (slots < hi))[None, :]
+    sees = live[None, :]
     if BOUND_LEFT:
         sees &= slots[None, :] >= (position - window_left)[:, None]
     if BOUND_RIGHT:

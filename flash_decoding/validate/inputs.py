@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -148,6 +149,15 @@ def kv_cache(
     return cache
 
 
+def masked(cache: KVCache, key_mask: Tensor | None) -> KVCache:
+    """Check a mask of the slots that exist against a checked cache, and put it there."""
+    if key_mask is None:
+        return cache
+    lengths = cache.cache_seqlens
+    tensors.mask("key_mask", key_mask, lengths.shape[0], lengths.device)
+    return dataclasses.replace(cache, key_mask=key_mask)
+
+
 def options(
     asked: Queries,
     *,
@@ -169,7 +179,7 @@ def options(
         shapes = ((asked.heads,), (asked.batch, asked.heads))
         tensors.per_head("alibi_slopes", alibi_slopes, shapes, asked.q.device)
     if sinks is not None:
-        tensors.per_head("sinks", sinks, ((asked.heads,),), asked.q.device)
+        tensors.per_head("sinks", sinks, ((asked.heads,),), asked.q.device, tensors.SINK_DTYPES)
     return Options.make(
         head_dim=asked.q.shape[-1],
         softmax_scale=softmax_scale,

@@ -11,6 +11,9 @@ MAX_HEAD_DIM = 256
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
+SINK_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Sinks are weights of a model, one load a head: they are converted where they are used."""
+
 
 def leading(name: str, x: Tensor, shape: str, rank: int) -> None:
     """Check the tensor that all others of a call are compared with."""
@@ -84,13 +87,29 @@ def per_sequence(name: str, x: Tensor, batch: int, device: torch.device) -> None
         raise InvalidInput(name, shape_of(x), f"({batch},), one entry per sequence")
 
 
-def per_head(name: str, x: Tensor, shapes: tuple[tuple[int, ...], ...], device: torch.device) -> None:
-    """Check one float32 per head, or per sequence and head."""
+def mask(name: str, x: Tensor, batch: int, device: torch.device) -> None:
+    """Check one bool per sequence and slot."""
+    view(name, x, "(batch, columns)", 2)
+    if x.dtype != torch.bool:
+        raise InvalidInput(name, x.dtype, "torch.bool: True where the slot exists")
+    if x.shape[0] != batch:
+        raise InvalidInput(name, shape_of(x), f"({batch}, columns), one row per sequence of the call")
+    same_device(name, x, device)
+
+
+def per_head(
+    name: str,
+    x: Tensor,
+    shapes: tuple[tuple[int, ...], ...],
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+) -> None:
+    """Check one number per head, or per sequence and head."""
     wanted = " or ".join(str(shape) for shape in shapes)
     if not isinstance(x, Tensor):
         raise InvalidInput(name, type(x).__name__, f"a float32 tensor {wanted}")
-    if x.dtype != torch.float32:
-        raise InvalidInput(name, x.dtype, "torch.float32")
+    if x.dtype not in dtypes:
+        raise InvalidInput(name, x.dtype, " or ".join(str(dtype) for dtype in dtypes))
     if tuple(x.shape) not in shapes:
         raise InvalidInput(name, shape_of(x), wanted)
     view(name, x, wanted, x.ndim)
