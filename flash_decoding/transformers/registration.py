@@ -15,6 +15,9 @@ from flash_decoding.transformers.mask import attention_mask
 
 NAME = "flash_decoding"
 
+_MARK = "knows_flash_decoding"
+"""Attribute of Transformers' check that has been taught our name."""
+
 
 def register() -> None:
     """Register ``attn_implementation="flash_decoding"`` with Transformers; calling it again does nothing.
@@ -38,7 +41,7 @@ def _accept_name() -> None:
     registered is all there is to do.
     """
     check = PreTrainedModel._check_and_adjust_attn_implementation
-    if hasattr(check, "knows_flash_decoding"):
+    if hasattr(check, _MARK):
         return
 
     @functools.wraps(check)
@@ -47,5 +50,5 @@ def _accept_name() -> None:
             return self.get_correct_attn_implementation(attn_implementation)
         return check(self, attn_implementation, *rest, **named)
 
-    checked.knows_flash_decoding = True  # type: ignore[attr-defined]
-    PreTrainedModel._check_and_adjust_attn_implementation = checked  # type: ignore[method-assign]
+    setattr(checked, _MARK, True)
+    setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", checked)  # noqa: B010 - mypy forbids "="
