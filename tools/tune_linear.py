@@ -92,9 +92,9 @@ def projection(shape: Shape) -> Projection:
     """Random weights of a layer."""
 
     def randn(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, dtype=torch.bfloat16, device=DEVICE) * sizes[-1] ** -0.5
+        return torch.randn(*sizes, dtype=torch.bfloat16, device=DEVICE).div_(sizes[-1] ** 0.5)
 
-    weights = randn(sum(shape.rows), shape.columns).split(shape.rows)
+    weights = torch.split(randn(sum(shape.rows), shape.columns), list(shape.rows))
     norm = Norm(1 + randn(shape.columns), 1e-5) if shape.norm else None
     return Projection(weights, norm=norm, gated=shape.gated)
 

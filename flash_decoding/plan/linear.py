@@ -1,8 +1,72 @@
-"""How the linear kernel shares the rows of a weight among the multiprocessors."""
+"""How the linear kernel goes over the weights of a layer: rows of data, and one division."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flash_decoding.plan.hardware import Hardware
+from flash_decoding.projection import LinearTile
+
+MAX_TOKENS = 16
+"""Tokens that ride along for nothing: what the matrix units multiply with a weight at least."""
+
+MAX_STEP = 128
+"""Most rows of a weight that a program takes."""
+
+MIN_STEP = 8
+
+H200 = "results/linear-h200.json"
+
+
+@dataclass(frozen=True)
+class LinearRow:
+    """One line of the table: a pipeline, for programs of up to ``max_step`` rows."""
+
+    max_step: int
+    gated: bool
+    block_k: int
+    num_warps: int
+    num_stages: int
+    measured: str
+
+
+ROWS = (
+    LinearRow(32, False, 256, 4, 6, H200),
+    LinearRow(64, False, 256, 4, 4, H200),
+    LinearRow(128, False, 128, 8, 4, H200),
+    LinearRow(32, True, 128, 4, 6, H200),
+    LinearRow(64, True, 128, 8, 3, H200),
+    LinearRow(128, True, 128, 8, 3, H200),
+)
+
+
+def choose_linear_tile(rows: Sequence[int], hardware: Hardware, *, gated: bool) -> LinearTile:
+    """The rows of a program, and the first pipeline of the table that holds them, shortened until it fits.
+
+    Args:
+        rows: rows of each weight; of a gated pair those of one.
+        hardware: where it is to run.
+        gated: two weights are read side by side.
+    """
+    waves = 1
+    while even_step(rows, hardware.sm_count * waves) > MAX_STEP:
+        waves += 1
+    step = max(MIN_STEP, even_step(rows, hardware.sm_count * waves))
+    row = next(row for row in ROWS if step <= row.max_step and row.gated == gated)
+    block_n = max(16, 1 << (step - 1).bit_length())
+    stages, block_k = row.num_stages, row.block_k
+    while smem_bytes(block_n, block_k, stages, gated=gated) > hardware.smem_bytes:
+        if stages > 2:
+            stages -= 1
+        else:
+            block_k //= 2
+    return LinearTile(step, block_n, block_k, row.num_warps, stages)
+
+
+def smem_bytes(block_n: int, block_k: int, stages: int, *, gated: bool) -> int:
+    """Shared memory of the pipeline: tiles of weights and tokens of 16 bits, with one stage to spare."""
+    return 2 * block_k * (block_n * (2 if gated else 1) + MAX_TOKENS) * stages
 
 
 def even_step(rows: Sequence[int], programs: int) -> int:

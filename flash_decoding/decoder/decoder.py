@@ -1,0 +1,184 @@
+"""A Transformers model, ready to decode: its cache, its step, and nothing between them and the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flash_decoding.decoder import blocks as llama
+from flash_decoding.decoder.forward import Attention, by_blocks, by_model, library_attention
+from flash_decoding.decoder.graphs import Graphs
+from flash_decoding.decoder.prefill import Progress, prefill
+from flash_decoding.errors import CacheFull, InvalidInput, Unsupported
+from flash_decoding.transformers import register
+from flash_decoding.transformers.cache import FlashCache
+
+
+class Decoder:
+    """A causal language model of Transformers with a cache of its own, which decodes at full speed::
+
+        decoder = Decoder(model, batch=2, capacity=65536)
+        logits = decoder.prefill([prompt_a, prompt_b])      # of any lengths
+        for _ in range(100):
+            logits = decoder.step(logits.argmax(-1, keepdim=True))[:, -1]
+
+    A step of one ``q_len`` is captured in a CUDA graph once, and then replayed for all lengths. Models of the
+    Llama family run as blocks on this library's kernels (norm, gate, residual and rotary embedding on the
+    way); all others run their own forward, with our attention and cache.
+
+    Args:
+        model: its attention implementation becomes "flash_decoding", and it is set to evaluate.
+        batch: rows, one for each sequence.
+        capacity: slots of a row, for prompt and new tokens.
+        page_size: slots of a page; 0 for a contiguous cache.
+        graphs: replay steps as CUDA graphs; None for where there are any.
+        fused: run as blocks; None for where the model is known to be made of them.
+        prefill_chunk: tokens of a chunk of prompts, over all rows.
+        attention: what computes attention in a step in place of the library's own, to compare with;
+            None for that.
+
+    Attributes:
+        model: as given.
+        cache: keys, values and lengths.
+
+    Raises:
+        Unsupported: the model is not made of blocks though ``fused`` or ``attention`` asks for it, there are
+            no graphs on its device, or its layers do not all keep keys and values of the same sizes.
+        InvalidInput: a size below 1.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        batch: int = 1,
+        capacity: int,
+        page_size: int = 0,
+        graphs: bool | None = None,
+        fused: bool | None = None,
+        prefill_chunk: int = 2048,
+        attention: Attention | None = None,
+    ) -> None:
+        if prefill_chunk < 1:
+            raise InvalidInput("prefill_chunk", prefill_chunk, "1 or more tokens")
+        if graphs and model.device.type != "cuda":
+            raise Unsupported(f"graphs on {model.device}", ("CUDA graphs need a GPU",))
+        reasons = llama.why_not(model)
+        if reasons and (fused or attention is not None):
+            raise Unsupported(f"{type(model).__name__} as blocks", reasons)
+        register()
+        model.set_attn_implementation("flash_decoding")
+        model.train(False)
+        self.model = model
+        self.cache = FlashCache(
+            model.config,
+            batch=batch,
+            capacity=capacity,
+            page_size=page_size,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self._prefill_chunk = prefill_chunk
+        self._attention = attention or library_attention
+        as_blocks = not reasons and fused is not False
+        self._blocks = llama.read(model, positions=self.cache.capacity) if as_blocks else None
+        on_gpu = model.device.type == "cuda"
+        self._graphs = Graphs(self._forward) if graphs or (graphs is None and on_gpu) else None
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.cache.batch
+
+    @property
+    def capacity(self) -> int:
+        """Slots of a row."""
+        return self.cache.capacity
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row holds (host)."""
+        return self.cache.lengths
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether steps run as blocks on this library's kernels."""
+        return self._blocks is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, keys and values."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[Tensor], *, progress: Progress | None = None) -> Tensor:
+        """Append a prompt to each row, in chunks.
+
+        Args:
+            prompts: one for each row, (tokens,) integers; one or more tokens each.
+            progress: called with tokens done and tokens in all, after each chunk.
+
+        Returns:
+            (batch, vocabulary) logits behind the last token of each prompt.
+
+        Raises:
+            InvalidInput: another number of prompts, or an empty one.
+            CacheFull: a row has too few slots; nothing has been written.
+        """
+        wanted = f"{self.batch} tensors of one dimension with a token or more, one a row"
+        shapes = [tuple(prompt.shape) for prompt in prompts]
+        if len(shapes) != self.batch or any(len(shape) != 1 or shape[0] < 1 for shape in shapes):
+            raise InvalidInput("prompts", f"shapes {shapes}", wanted)
+        for row, (held, prompt) in enumerate(zip(self.lengths, prompts, strict=True)):
+            if held + prompt.shape[0] > self.capacity:
+                free = self.capacity - held
+                raise CacheFull("prompts", prompt.shape[0], free, f"slots of row {row}")
+        return prefill(self.model, self.cache, prompts, budget=self._prefill_chunk, progress=progress)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append tokens to each row, and give the logits behind each of them. Waits for nothing.
+
+        Args:
+            tokens: (batch, q_len) integers on the model's device: one each, or a few to verify.
+
+        Returns:
+            (batch, q_len, vocabulary), which the next step of this q_len overwrites.
+
+        Raises:
+            InvalidInput: another shape or device.
+            CacheFull: a row has too few slots; nothing has been written.
+        """
+        if tokens.ndim != 2 or tokens.shape[0] != self.batch or tokens.shape[1] < 1:
+            raise InvalidInput("tokens", f"shape {tuple(tokens.shape)}", f"({self.batch}, q_len >= 1)")
+        if tokens.device != self.device:
+            raise InvalidInput("tokens", f"a tensor on {tokens.device}", f"one on {self.device}")
+        with self.cache.step(tokens.shape[1]):
+            return self._forward(tokens) if self._graphs is None else self._graphs.run(tokens)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget the last tokens of rows, such as rejected drafts.
+
+        Args:
+            lengths: tokens to keep, for each row.
+        """
+        self.cache.truncate(lengths)
+
+    def reset(self) -> None:
+        """Empty all rows."""
+        self.cache.reset()
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        if self._blocks is None:
+            return by_model(self.model, self.cache, tokens)
+        return by_blocks(self._blocks, self.cache, tokens, self._attention)

@@ -1,0 +1,70 @@
+"""One CUDA graph for each q_len, right for all lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A forward that can be replayed: what it reads its tokens from, and where its logits appear."""
+
+    graph: torch.cuda.CUDAGraph
+    tokens: Tensor
+    logits: Tensor
+
+
+class Graphs:
+    """Runs a forward by replaying what it launched the first time.
+
+    Args:
+        forward: (rows, q_len) tokens to (rows, q_len, vocabulary) logits; works on tensors that never move,
+            and waits for nothing.
+    """
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+        self._captured: dict[int, Captured] = {}
+        self._pool: _POOL_HANDLE | None = None
+
+    def run(self, tokens: Tensor) -> Tensor:
+        """The forward of these tokens; its result is overwritten by the next one of this q_len.
+
+        Args:
+            tokens: (rows, q_len) on the GPU.
+        """
+        q_len = tokens.shape[1]
+        captured = self._captured.get(q_len)
+        if captured is not None:
+            captured.tokens.copy_(tokens)
+            captured.graph.replay()
+            return captured.logits
+        logits = self._warm_up(tokens)
+        self._captured[q_len] = captured = self._capture(tokens)
+        return captured.logits.copy_(logits)
+
+    def _warm_up(self, tokens: Tensor) -> Tensor:
+        """A first forward that counts, on a side stream as a capture wants it; kernels are compiled here."""
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            logits = self._forward(tokens)
+        current.wait_stream(side)
+        return logits
+
+    def _capture(self, tokens: Tensor) -> Captured:
+        graph, place = torch.cuda.CUDAGraph(), tokens.clone()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self._forward(place)
+        self._pool = graph.pool()
+        return Captured(graph, place, logits)

@@ -1,0 +1,72 @@
+"""Linear layers of a step: our kernel for a few tokens on a GPU, PyTorch's product for all else."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flash_decoding.plan import Hardware
+from flash_decoding.plan.linear import MAX_TOKENS, choose_linear_tile
+from flash_decoding.projection import LinearTile, Norm, Projection
+
+
+def apply(projection: Projection, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Norm, product, bias, gate and residual.
+
+    Args:
+        projection: what to apply.
+        x: (tokens, columns).
+        residual: (tokens, rows) to add.
+
+    Returns:
+        (tokens, rows), in the dtype of x.
+    """
+    if why_not(x):
+        return _with_pytorch(projection, x, residual)
+    from flash_decoding.kernels import linear
+
+    out = x.new_empty(x.shape[0], projection.rows)
+    hardware = Hardware.of(x.device)
+    heights = tuple(weight.shape[0] for weight in projection.weights)
+    tile = _tile(heights[:1] if projection.gated else heights, hardware, projection.gated is not None)
+    linear.launch(x, projection, tile, residual=residual, out=out, overlaps=hardware.overlaps_launches)
+    return out
+
+
+def why_not(x: Tensor) -> tuple[str, ...]:
+    """Reasons why the kernel would not do for this input; none if it does."""
+    checks = (
+        (not x.is_cuda, "the tensors are not on a GPU"),
+        (x.element_size() != 2, "the matrix units take fp16 and bf16"),
+        (x.shape[0] > MAX_TOKENS, f"more than {MAX_TOKENS} tokens: bound by more than reading the weights"),
+    )
+    return tuple(reason for fails, reason in checks if fails)
+
+
+@functools.lru_cache(maxsize=256)
+def _tile(heights: tuple[int, ...], hardware: Hardware, gated: bool) -> LinearTile:
+    return choose_linear_tile(heights, hardware, gated=gated)
+
+
+def normalised(x: Tensor, norm: Norm) -> Tensor:
+    """Root mean square normalisation along the last dimension, computed in fp32."""
+    wide = x.float() if x.element_size() < 4 else x
+    wide = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + norm.eps)
+    return (wide * (norm.weight.to(wide.dtype) + norm.offset)).to(x.dtype)
+
+
+def _with_pytorch(projection: Projection, x: Tensor, residual: Tensor | None) -> Tensor:
+    if projection.norm is not None:
+        x = normalised(x, projection.norm)
+    biases = projection.biases or (None,) * len(projection.weights)
+    parts = [functional.linear(x, w, b) for w, b in zip(projection.weights, biases, strict=True)]
+    if projection.gated == "silu":
+        y = functional.silu(parts[0]) * parts[1]
+    elif projection.gated == "gelu_tanh":
+        y = functional.gelu(parts[0], approximate="tanh") * parts[1]
+    else:
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return y if residual is None else y + residual
