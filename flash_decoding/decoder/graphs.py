@@ -25,7 +25,9 @@ class Captured:
 
 
 class Graphs:
-    """Runs a forward by replaying what it launched the first time.
+    """Runs a forward by replaying what it launched before.
+
+    The first forward of a q_len runs as it is, and compiles its kernels; the second one is captured.
 
     Args:
         forward: (rows, q_len) tokens to (rows, q_len, vocabulary) logits; works on tensors that never move,
@@ -35,6 +37,7 @@ class Graphs:
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
         self._captured: dict[int, Captured] = {}
+        self._warm: set[int] = set()
         self._pool: _POOL_HANDLE | None = None
 
     def run(self, tokens: Tensor) -> Tensor:
@@ -44,17 +47,18 @@ class Graphs:
             tokens: (rows, q_len) on the GPU.
         """
         q_len = tokens.shape[1]
+        if q_len not in self._warm:
+            self._warm.add(q_len)
+            return self._warm_up(tokens)
         captured = self._captured.get(q_len)
-        if captured is not None:
-            captured.tokens.copy_(tokens)
-            captured.graph.replay()
-            return captured.logits
-        logits = self._warm_up(tokens)
-        self._captured[q_len] = captured = self._capture(tokens)
-        return captured.logits.copy_(logits)
+        if captured is None:
+            self._captured[q_len] = captured = self._capture(tokens)
+        captured.tokens.copy_(tokens)
+        captured.graph.replay()
+        return captured.logits
 
     def _warm_up(self, tokens: Tensor) -> Tensor:
-        """A first forward that counts, on a side stream as a capture wants it; kernels are compiled here."""
+        """A forward on a side stream, as a capture wants one before it."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
