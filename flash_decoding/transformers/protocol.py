@@ -118,7 +118,7 @@ class FlashCacheProtocol(Cache):
         """
         return self._steps.storage.capacity
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int | Tensor) -> None:
         """Take tokens away from all rows in use.
 
         Args:
@@ -129,11 +129,12 @@ class FlashCacheProtocol(Cache):
             InvalidInput: more than a row has.
         """
         lengths = list(self._steps.storage.lengths)
+        removed = int(tokens_to_remove)  # assisted decoding brings it as a tensor
         for row in range(self._steps.in_use):
-            if tokens_to_remove < 0:
-                lengths[row] += tokens_to_remove
-            elif tokens_to_remove > 0:
-                lengths[row] = min(lengths[row], tokens_to_remove)
+            if removed < 0:
+                lengths[row] += removed
+            elif removed > 0:
+                lengths[row] = min(lengths[row], removed)
         self._steps.truncate(lengths)
 
     def reset(self) -> None:

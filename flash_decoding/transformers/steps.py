@@ -147,11 +147,11 @@ class Steps:
     def truncate(self, lengths: Sequence[int]) -> None:
         """Shorten all rows, those that change; a forward that stopped half-way is over with it."""
         self.closed("truncate", unless_half_way=True)
-        now = self.storage.lengths
+        lengths, now = [int(length) for length in lengths], self.storage.lengths
         if len(lengths) != len(now) or any(
             not 0 <= new <= old for new, old in zip(lengths, now, strict=True)
         ):
-            raise InvalidInput("lengths", list(lengths), f"one for each row, at most {now}")
+            raise InvalidInput("lengths", lengths, f"one for each row, at most {now}")
         self.step = None
         for row, length in enumerate(lengths):
             if length != now[row]:
