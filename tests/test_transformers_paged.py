@@ -1,0 +1,244 @@
+"""Continuous batching: the tokens of eager attention, through the block table; other names are left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching import initialization
+
+import flash_decoding.transformers
+from flash_decoding import Unsupported
+from flash_decoding.transformers import paged
+from tests.helpers import Case, assert_close_to_reference, make_inputs
+from tests.transformers_tools import VOCAB, make_model
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+LENGTHS = (3, 17, 30, 9)
+NEW = 12
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each of our functions has been called by the paged attention."""
+    counts = {"flash_attn_with_kvcache": 0, "flash_attn_varlen_func": 0}
+
+    def counted(name: str) -> Any:
+        function = getattr(paged, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **named)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(paged, name, counted(name))
+    return counts
+
+
+def settings() -> tuple[GenerationConfig, ContinuousBatchingConfig]:
+    """Greedy, without an end; prompts that do not fit a batch come in chunks."""
+    how: dict[str, Any] = {
+        "max_new_tokens": NEW,
+        "do_sample": False,
+        "eos_token_id": VOCAB,
+        "pad_token_id": 0,
+    }
+    generation = GenerationConfig(**how)  # type: ignore[no-untyped-call]
+    engine = ContinuousBatchingConfig(block_size=16, num_blocks=24, max_batch_tokens=24)
+    return generation, engine
+
+
+def generate_both(family: str, device: str) -> tuple[Any, list[list[int]], list[list[int]]]:
+    """The model, and the tokens for a few prompts: of ``generate`` with eager, of ``generate_batch``."""
+    model = make_model(family, device)
+    prompts = [torch.randint(3, VOCAB, (length,)).tolist() for length in LENGTHS]
+    generation, engine = settings()
+    wanted = []
+    for prompt in prompts:
+        row = torch.tensor([prompt], device=device)
+        whole = model.generate(row, attention_mask=torch.ones_like(row), generation_config=generation)
+        wanted.append(whole[0, len(prompt) :].tolist())
+    model.set_attn_implementation("flash_decoding")
+    outputs = model.generate_batch(prompts, generation_config=generation, continuous_batching_config=engine)
+    assert [output.error for output in outputs.values()] == [None] * len(prompts)
+    got = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
+    return model, wanted, [got[tuple(prompt)] for prompt in prompts]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_a_batch_has_the_tokens_of_eager_attention(family: str, device: str) -> None:
+    """Grouped heads, windows, softcap, sinks; on a GPU the decoding steps are captured in graphs."""
+    model, wanted, got = generate_both(family, device)
+    assert got == wanted
+    assert model.config._attn_implementation == "flash_decoding"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tokens_are_decoded_through_the_block_table(device: str, calls: dict[str, int]) -> None:
+    model, wanted, got = generate_both("llama", device)
+    layers = model.config.num_hidden_layers
+    assert got == wanted
+    assert calls["flash_attn_varlen_func"] > 0
+    # Once a layer for each step, or, where steps are replayed, for each graph.
+    assert calls["flash_attn_with_kvcache"] >= (layers * (NEW - 3) if device == "cpu" else layers)
+
+
+def test_windows_are_decoded_from_gathered_keys(calls: dict[str, int]) -> None:
+    """Transformers keeps windows as rings, which have no block table."""
+    generate_both("mistral", "cpu")
+    assert calls["flash_attn_with_kvcache"] == 0
+    assert calls["flash_attn_varlen_func"] > 2 * (NEW - 3)
+
+
+@dataclasses.dataclass
+class FakeCache:
+    """As much of Transformers' paged cache as a step of decoding asks for: two groups of one layer each."""
+
+    key_cache: list[Tensor]
+    value_cache: list[Tensor]
+    block_size: int = 8
+    head_dim: int = 32
+    sliding_windows: dict[int, int] = dataclasses.field(default_factory=lambda: {0: 1, 1: 1})
+    layer_index_to_group_indices: dict[int, tuple[int, int]] = dataclasses.field(
+        default_factory=lambda: {0: (0, 0), 1: (1, 0)}
+    )
+
+
+def decode_arguments(device: str, requests: int) -> tuple[Any, dict[str, Any]]:
+    """A step of the first ``requests`` of four requests for layer 1, filled up to four; and its inputs."""
+    case = Case(batch=4, q_len=1, page_size=8, capacity=40, seqlens=(9, 40, 1, 24), causal=True, softcap=2.0)
+    case = dataclasses.replace(case, sinks=True, softmax_scale=0.3)
+    inputs = make_inputs(case, device=device, poison=0.0)
+    _, cache, options = inputs
+    live = torch.arange(4, device=device) < requests
+    lengths = cache.cache_seqlens.where(live, 0)
+    assert cache.block_table is not None
+    columns = torch.arange(5, device=device) < (lengths[:, None] + 7) // 8
+    table = cache.block_table.where(columns, -1)
+    fake = FakeCache([cache.k.clone().flatten(0, 1)], [cache.v.clone().flatten(0, 1)])
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    arguments = {
+        "cache": fake,
+        "block_table": torch.stack((torch.full_like(table, -1), table)),
+        "cu_seq_lens_q": torch.arange(5, dtype=torch.int32, device=device),
+        "cu_seq_lens_k": {"full_attention": offsets},
+        "max_seqlen_q": 1,
+        "max_seqlen_k": {"full_attention": 1},
+        "scaling": options.softmax_scale,
+        "softcap": options.softcap,
+        "s_aux": options.sinks,
+    }
+    return inputs, arguments
+
+
+def new_keys(device: str) -> tuple[Tensor, Tensor]:
+    """(1, heads_kv, requests, head_dim), as layers hand them over."""
+    k, v = (torch.randn(1, 4, 2, 32, device=device).transpose(1, 2) for _ in range(2))
+    return k, v
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("requests", [4, 2])
+def test_a_step_appends_and_attends(requests: int, device: str) -> None:
+    """Each token goes to its page, the rest of the pool is left alone, and rows that only fill up are 0."""
+    inputs, arguments = decode_arguments(device, requests)
+    queries, cache, _ = inputs
+    k, v = new_keys(device)
+    layer = SimpleNamespace(layer_idx=1)
+    query = queries.q.permute(1, 2, 0, 3)
+    out, weights = paged.attention(layer, query, k, v, None, **arguments)  # type: ignore[arg-type]  # a stand-in
+    assert weights is None
+    assert out.shape == (4, 4, 32)
+    assert (out[requests:] == 0).all()
+    for pool, new in ((cache.k, k), (cache.v, v)):
+        for b in range(requests):
+            length = int(cache.cache_seqlens[b])
+            page = int(cache.block_table[b, (length - 1) // 8])
+            pool[page, (length - 1) % 8] = new[0, :, b]
+    fake = arguments["cache"]
+    assert torch.equal(fake.key_cache[0], cache.k.flatten(0, 1))
+    assert torch.equal(fake.value_cache[0], cache.v.flatten(0, 1))
+    live = slice(0, requests)
+    table = cache.block_table[live]
+    cache = dataclasses.replace(cache, cache_seqlens=cache.cache_seqlens[live], block_table=table)
+    queries = dataclasses.replace(queries, q=queries.q[live])
+    assert_close_to_reference(out[live, None], None, queries, cache, inputs.options)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"cache": None}, "without a paged cache"),
+    ({"position_bias": torch.zeros(1)}, "position_bias"),
+    ({"dropout": 0.1}, "dropout"),
+    ({"is_causal": False}, "not causal"),
+    ({"attention_mask": torch.zeros(1)}, "an attention mask"),
+]
+
+
+@pytest.mark.parametrize(("changed", "named"), REFUSED, ids=[named for _, named in REFUSED])
+def test_what_is_not_honoured_is_refused(changed: dict[str, Any], named: str) -> None:
+    inputs, arguments = decode_arguments("cpu", 4)
+    k, v = new_keys("cpu")
+    before = inputs.cache.k.clone()
+    arguments = {"attention_mask": None} | arguments | changed
+    with pytest.raises(Unsupported, match=named):
+        paged.attention(SimpleNamespace(layer_idx=1), inputs.queries.q.permute(1, 2, 0, 3), k, v, **arguments)  # type: ignore[arg-type]  # a stand-in
+    assert torch.equal(inputs.cache.k, before)
+
+
+def test_a_cache_that_forgets_more_than_the_layer_is_refused() -> None:
+    inputs, arguments = decode_arguments("cpu", 4)
+    arguments["cache"].sliding_windows[1] = 8
+    arguments["cu_seq_lens_k"]["sliding_attention"] = arguments["cu_seq_lens_k"]["full_attention"]
+    arguments["max_seqlen_k"]["sliding_attention"] = 1
+    query = inputs.queries.q.permute(1, 2, 0, 3)
+    with pytest.raises(Unsupported, match="the window of layer 1"):
+        paged.attention(SimpleNamespace(layer_idx=1), query, *new_keys("cpu"), None, **arguments)  # type: ignore[arg-type]  # a stand-in
+
+
+def test_outside_of_continuous_batching_the_name_is_refused() -> None:
+    model = make_model("llama")
+    model.set_attn_implementation("paged|flash_decoding")
+    with pytest.raises(Unsupported, match="let generate_batch add the rest"):
+        model(torch.ones(1, 3, dtype=torch.int64))
+
+
+def test_installing_twice_changes_nothing() -> None:
+    flash_decoding.transformers.register()
+    before = initialization.ensure_decode_fast_path_is_available
+    paged.install()
+    assert initialization.ensure_decode_fast_path_is_available is before
+    registered = AttentionInterface()  # type: ignore[no-untyped-call]
+    assert registered["paged|flash_decoding"] is paged.attention
+
+
+@pytest.mark.parametrize("has_cuda", [False, True])
+@pytest.mark.parametrize("name", ["paged|sdpa", "paged|eager", "paged|some/flash", "paged|flash_attention_2"])
+def test_other_names_find_the_check_as_it_was(
+    name: str, has_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a package of flash-attn had no block tables: the fast path is closed, by Transformers itself."""
+    flash_decoding.transformers.register()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(initialization, "lazy_import_paged_flash_attention", lambda name: (None, None))
+    config: Any = SimpleNamespace(_attn_implementation=name)
+    hooked, plain = (ContinuousBatchingConfig(max_blocks_per_request=4) for _ in range(2))
+    initialization.ensure_decode_fast_path_is_available(config, hooked, False)
+    initialization.ensure_decode_fast_path_is_available.__wrapped__(config, plain, False)  # type: ignore[attr-defined]  # the original
+    assert hooked == plain
+    assert hooked.max_blocks_per_request == 0
+
+
+def test_our_name_keeps_the_fast_path_on_any_device() -> None:
+    flash_decoding.transformers.register()
+    ours: Any = SimpleNamespace(_attn_implementation=paged.NAME)
+    engine = ContinuousBatchingConfig(max_blocks_per_request=4)
+    initialization.ensure_decode_fast_path_is_available(ours, engine, False)
+    assert engine.max_blocks_per_request == 4
