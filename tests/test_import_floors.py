@@ -25,7 +25,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 }
 FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
-NEIGHBOURS = {("settings", "errors")}
+NEIGHBOURS = {("settings", "errors"), ("transformers", "flash_attn")}
 """Imports between units of one floor that are meant."""
 
 USERS_OF_THE_REFERENCE = {"bench"}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 
-import typer
 from transformers.cli.serve import Serve
 from transformers.cli.serving.model_manager import ModelManager
 
@@ -42,6 +41,8 @@ def accept_name() -> None:
 
 def main() -> None:
     """Register, and hand over to Transformers."""
+    import typer
+
     register()
     accept_name()
     typer.run(Serve)
