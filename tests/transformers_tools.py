@@ -192,19 +192,23 @@ def masks_for_float64() -> Iterator[None]:
     AttentionMaskInterface.register("eager", masking_utils.eager_mask)
 
 
-def assert_logits(model: Any, scenario: Scenario) -> None:
-    """Assert that ours are as close to eager in float64 as eager in the model's dtype is."""
+def assert_logits(model: Any, scenario: Scenario, read: Callable[..., Tensor] = run) -> None:
+    """Assert that ours are as close to eager in float64 as eager in the model's dtype is.
+
+    Args:
+        read: how our logits come about, with the parameters of :func:`run`.
+    """
     ids = torch.randint(3, VOCAB, (3, scenario.tokens)).to(model.device)
     with torch.no_grad():
         with masks_for_float64():
             exact = run(with_attention(copy.deepcopy(model).double(), "eager"), scenario, ids)
         lost = run(with_attention(model, "eager"), scenario, ids).double() - exact
-        error = run(with_attention(model, "flash_decoding"), scenario, ids).double() - exact
+        error = read(with_attention(model, "flash_decoding"), scenario, ids).double() - exact
     floor = torch.finfo(model.dtype).eps * exact.abs().max()
     largest, budget = error.abs().max(), 3 * lost.abs().max() + floor
-    assert largest <= budget, f"largest error {largest:.3g}, budget {budget:.3g}"
+    assert largest <= budget, f"{scenario}: largest error {largest:.3g}, budget {budget:.3g}"
     rms, budget = _rms(error), 2 * _rms(lost) + floor
-    assert rms <= budget, f"RMS error {rms:.3g}, budget {budget:.3g}"
+    assert rms <= budget, f"{scenario}: RMS error {rms:.3g}, budget {budget:.3g}"
 
 
 def _rms(x: Tensor) -> Tensor:

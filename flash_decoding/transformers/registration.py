@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 from typing import Any
 
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.utils.generic import split_attention_implementation
 
+from flash_decoding.transformers import paged
 from flash_decoding.transformers.attention import attention
 from flash_decoding.transformers.mask import attention_mask
 
@@ -29,8 +28,7 @@ def register() -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, attention_mask)
     _accept_name()
-    if importlib.util.find_spec("flash_decoding.transformers.paged") is not None:
-        importlib.import_module("flash_decoding.transformers.paged").install()
+    paged.install()
 
 
 def _accept_name() -> None:
