@@ -29,7 +29,8 @@ from flash_decoding.bench.cases import (
 )
 from flash_decoding.bench.check import Truth
 from flash_decoding.bench.column import Call, Column, Way
-from flash_decoding.bench.record import Row
+from flash_decoding.bench.request import Request
+from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.timing import Effort
 from flash_decoding.errors import InvalidInput
 
@@ -56,7 +57,7 @@ def raising(error: Exception) -> Callable[[Case, Inputs], Call]:
     return prepare
 
 
-def measured(*columns: Column, case: Case = TINY) -> Row:
+def measured(*columns: Column, case: Case = TINY) -> AttentionRow:
     (row,) = attention.run([case], columns, BRIEF)
     return row
 
@@ -172,7 +173,7 @@ def test_every_column_that_runs_on_a_cpu_is_right() -> None:
 
 def run_suite(tmp_path: Path, *columns: Column) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
-    status = suites.compare(suites.Request(out=tmp_path, quick=True, plot=False), [TINY], columns, console)
+    status = suites.compare(Request(out=tmp_path, quick=True, plot=False), [TINY], columns, console)
     assert isinstance(console.file, io.StringIO)
     return status, console.file.getvalue()
 

@@ -17,8 +17,10 @@ from flash_decoding.bench.cases import Case
 from flash_decoding.bench.check import Verdict
 from flash_decoding.bench.column import Column
 from flash_decoding.bench.device import USUAL_CPU_CACHE, _cpu_cache_bytes
-from flash_decoding.bench.plot import lines_of, save_plot, spread
-from flash_decoding.bench.record import Cell, Record, Row
+from flash_decoding.bench.drawing import spread
+from flash_decoding.bench.plot import lines_of, save_plot
+from flash_decoding.bench.record import Cell, Record
+from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.table import MICROSECONDS, render
 from flash_decoding.bench.timing import Effort, Timing
 
@@ -32,7 +34,7 @@ def timed(seconds: float, note: str = "") -> Cell:
     return Cell.timed(Timing(seconds, seconds * 0.9, seconds * 1.2, 50, 8), FINE, way="a way", note=note)
 
 
-def example(*, ours: Cell | None = None, device: str = "cuda") -> Record:
+def example(*, ours: Cell | None = None, device: str = "cuda") -> Record[AttentionRow]:
     """Two rows of made-up numbers: 1 ms eager, 30 us ours, 20 us the floor at 64 MiB."""
     rows = []
     for batch, kv_len in ((256, 256), (1, 65536)):
@@ -43,12 +45,12 @@ def example(*, ours: Cell | None = None, device: str = "cuda") -> Record:
             "ours": ours or timed(30e-6, note="not in a CUDA graph"),
             "floor": timed(20e-6),
         }
-        rows.append(Row(case, sets=4, cells=cells))
+        rows.append(AttentionRow(cells, case, sets=4))
     told = {"device": device, "commit": "0" * 40}
     return Record("attention", "a title", told, COLUMNS, Effort(budget_s=1.0), rows)
 
 
-def shown(record: Record) -> str:
+def shown(record: Record[AttentionRow]) -> str:
     console = Console(file=io.StringIO(), width=160)
     console.print(render(record))
     assert isinstance(console.file, io.StringIO)

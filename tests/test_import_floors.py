@@ -32,7 +32,7 @@ USERS_OF_THE_REFERENCE = {"bench"}
 """The reference is the specification: what it specifies never calls it."""
 
 HEAVY: dict[str, tuple[str, ...]] = {
-    "triton": ("kernels", "bench.baselines.read_kernel"),
+    "triton": ("kernels", "bench.baselines.read_kernel", "bench.baselines.one_block"),
     "matplotlib": ("bench",),
     "rich": ("bench", "cli"),
     "typer": ("cli",),

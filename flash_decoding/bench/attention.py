@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flash_decoding.bench.capture import Ready, make_ready
 from flash_decoding.bench.cases import Case, Inputs, make_inputs, set_count
 from flash_decoding.bench.check import Truth, Verdict
 from flash_decoding.bench.column import Column, Way
+from flash_decoding.bench.conduct import Step
 from flash_decoding.bench.device import cache_bytes, failures, release_memory
-from flash_decoding.bench.record import Cell, Row
+from flash_decoding.bench.record import Cell
+from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.timing import Effort, measure
 
 CONTEST = Effort(budget_s=0.02, min_samples=3, max_samples=20, warmups=1)
 """Effort for choosing among the ways of one column."""
-
-Step = Callable[[str], None]
-"""Told what is about to run, in a few words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +40,7 @@ class _Bout:
 
 def run(
     cases: Sequence[Case], columns: Sequence[Column], effort: Effort, step: Step = lambda _: None
-) -> Iterator[Row]:
+) -> Iterator[AttentionRow]:
     """Measure the rows one by one; each is complete when it comes.
 
     A column that does not run a row, raises, or gives a wrong result gets a cell that says so, and the other
@@ -52,7 +51,7 @@ def run(
         release_memory(case.device)
 
 
-def _run_case(case: Case, columns: Sequence[Column], effort: Effort, step: Step) -> Row:
+def _run_case(case: Case, columns: Sequence[Column], effort: Effort, step: Step) -> AttentionRow:
     count = set_count(case, cache_bytes(case.device))
     sets = [make_inputs(case, seed=seed) for seed in range(count)]
     bout = _Bout(case, sets, Truth.of(case, sets[0]))
@@ -69,7 +68,7 @@ def _run_case(case: Case, columns: Sequence[Column], effort: Effort, step: Step)
         else Cell.timed(timings[name], entry.verdict, way=entry.way, note=entry.ready.note)
         for name, entry in entries.items()
     }
-    return Row(case, sets=count, cells=cells)
+    return AttentionRow(cells, case, count)
 
 
 def _enter(column: Column, bout: _Bout) -> _Contender | Cell:

@@ -1,4 +1,4 @@
-"""A column of the table: what it measures, where it cannot, and how its call is made."""
+"""A column of the table: what it measures, where it cannot, and how the attention suite makes its call."""
 
 from __future__ import annotations
 
@@ -29,17 +29,24 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Column:
+class Heading:
+    """What every suite's table knows of a column."""
+
+    name: str
+    about: str
+    """What exactly is timed, for the legend under the table."""
+    role: Role
+    """The floor is what no column can beat; ours are compared with it."""
+
+
+@dataclass(frozen=True)
+class Column(Heading):
     """One contender. Add one by writing such a record and naming it in ``baselines/__init__.py``.
 
     A call of role ``ours`` or ``peer`` returns the attention output, (batch, q_len, heads_q, head_dim) or a
     view of that many elements in that order; of role ``floor`` it returns sums of the words that it read.
     """
 
-    name: str
-    about: str
-    """What exactly is timed, for the legend under the table."""
-    role: Role
     ways: tuple[Way, ...]
     why_not: Callable[[Case], str | None] = anywhere
     """Reason why the column does not run a case, or None."""

@@ -19,7 +19,16 @@ import torch
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
-LIBRARIES = ("torch", "triton", "flash_attn", "flash_attn_interface", "flashinfer", "xformers", "vllm")
+LIBRARIES = (
+    "torch",
+    "triton",
+    "transformers",
+    "flash_attn",
+    "flash_attn_interface",
+    "flashinfer",
+    "xformers",
+    "vllm",
+)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
-from flash_decoding.bench.cases import Case
 from flash_decoding.bench.check import Verdict
-from flash_decoding.bench.column import Column
+from flash_decoding.bench.column import Heading
 from flash_decoding.bench.timing import Effort, Timing
 
 SCHEMA = 1
@@ -39,6 +39,11 @@ class Cell:
         return cls("timed", timing=timing, verdict=verdict, way=way, note=note)
 
     @classmethod
+    def computed(cls, seconds: float) -> Cell:
+        """Nothing ran: a time that follows from what was measured of the device."""
+        return cls("timed", timing=Timing(seconds, seconds, seconds, 0, 0))
+
+    @classmethod
     def wrong(cls, verdict: Verdict) -> Cell:
         """Its result is not the reference's; it was not measured."""
         distance = f"error {verdict.error:.2e}, allowed {verdict.budget:.2e}"
@@ -54,8 +59,8 @@ class Cell:
         """It does not run here, and says so itself."""
         return cls("left out", reason)
 
-    def to_json(self, kv_bytes: int, floor_s: float | None) -> dict[str, Any]:
-        """Plain values; times in microseconds, bandwidth in GB/s of keys and values read once."""
+    def to_json(self, bytes_read: int, floor_s: float | None) -> dict[str, Any]:
+        """Plain values; times in microseconds, bandwidth in GB/s of what has to be read once."""
         told: dict[str, Any] = {"status": self.status, "reason": self.reason}
         if self.verdict is not None:
             told |= {"error": _finite(self.verdict.error), "allowed_error": self.verdict.budget}
@@ -68,7 +73,7 @@ class Cell:
             "p90_us": timing.p90_s * 1e6,
             "samples": timing.samples,
             "calls_per_sample": timing.calls_per_sample,
-            "gb_per_s": kv_bytes / timing.median_s / 1e9,
+            "gb_per_s": bytes_read / timing.median_s / 1e9,
             "times_floor": timing.median_s / floor_s if floor_s else None,
             "way": self.way,
             "note": self.note,
@@ -76,48 +81,39 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One case, measured."""
+class Row(ABC):
+    """One line of a table, measured. Each suite has its own, with what it is a line of."""
 
-    case: Case
-    sets: int
-    """Input sets that the calls rotated over."""
     cells: Mapping[str, Cell]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the line is called."""
+
+    @abstractmethod
+    def to_json(self, floor: str) -> dict[str, Any]:
+        """Plain values: what was measured, and every cell beside the column ``floor``."""
 
     def seconds(self, column: str) -> float | None:
         """Median of a column, None where it was not timed."""
         timing = self.cells[column].timing
         return None if timing is None else timing.median_s
 
-    def to_json(self, floor: str) -> dict[str, Any]:
-        """Plain values: the case, what was rotated over, and every cell."""
-        case = self.case
-        floor_s = self.seconds(floor)
-        return {
-            "batch": case.batch,
-            "kv_len": case.kv_len,
-            "q_len": case.q_len,
-            "heads_q": case.heads_q,
-            "heads_kv": case.heads_kv,
-            "head_dim": case.head_dim,
-            "dtype": str(case.dtype).removeprefix("torch."),
-            "bytes": case.kv_bytes,
-            "sets": self.sets,
-            "rotated_bytes": self.sets * case.kv_bytes,
-            "cells": {name: cell.to_json(case.kv_bytes, floor_s) for name, cell in self.cells.items()},
-        }
+
+R = TypeVar("R", bound=Row)
 
 
 @dataclass
-class Record:
+class Record(Generic[R]):
     """A run, complete or as far as it came."""
 
     suite: str
     title: str
     environment: Mapping[str, Any]
-    columns: Sequence[Column]
+    columns: Sequence[Heading]
     effort: Effort
-    rows: list[Row] = field(default_factory=list)
+    rows: list[R] = field(default_factory=list)
 
     @property
     def floor(self) -> str:
@@ -125,7 +121,7 @@ class Record:
         return next(column.name for column in self.columns if column.role == "floor")
 
     @property
-    def shown(self) -> list[Column]:
+    def shown(self) -> list[Heading]:
         """The columns that have something to show in some row (a timing, or a wrong result)."""
         return [
             c for c in self.columns if any(r.cells[c.name].status in ("timed", "wrong") for r in self.rows)
@@ -136,7 +132,7 @@ class Record:
         """Cells of our own that are not timed: each is a defect of ours."""
         ours = [column.name for column in self.columns if column.role == "ours"]
         return [
-            f"{row.case.name}, {name}: {row.cells[name].status}: {row.cells[name].reason}"
+            f"{row.name}, {name}: {row.cells[name].status}: {row.cells[name].reason}"
             for row in self.rows
             for name in ours
             if row.cells[name].status != "timed"

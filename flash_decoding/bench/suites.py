@@ -1,49 +1,25 @@
-"""The suites: how a run goes from what was asked for to table, record and picture."""
+"""The suites: what was asked for, turned into a run."""
 
 from __future__ import annotations
 
-import datetime
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flash_decoding.bench import attention
 from flash_decoding.bench.baselines import attention_columns
 from flash_decoding.bench.cases import CPU_BATCH_DIVISOR, Case, announced_cases, parse_rows
 from flash_decoding.bench.column import Column
+from flash_decoding.bench.conduct import Run, file_name
 from flash_decoding.bench.environment import describe, device_name
 from flash_decoding.bench.extra import require
 from flash_decoding.bench.record import Record
+from flash_decoding.bench.request import Request, device_of, dtype_of
+from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.table import render
 from flash_decoding.bench.timing import Effort
-from flash_decoding.errors import InvalidInput
-
-SUITES = ("attention",)
-"""What ``--suite`` takes. Whole models and a serving mix are to be the next two."""
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked for on the command line."""
-
-    suite: str = "attention"
-    device: str | None = None
-    """None: the GPU where there is one."""
-    dtype: str | None = None
-    """None: float16 on a GPU as in the announcement, bfloat16 on a CPU."""
-    rows: str | None = None
-    """Such as ``256x256,1x65536``; None: the announcement's."""
-    quick: bool = False
-    """Three rows, and less time for each."""
-    out: Path = Path("results")
-    plot: bool = True
 
 
 def run(request: Request, console: Console) -> int:
@@ -53,75 +29,52 @@ def run(request: Request, console: Console) -> int:
         The exit status: 1 where a column of our own is wrong or failed, else 0.
 
     Raises:
-        InvalidInput: the suite, device, dtype or rows are unknown.
-        MissingDependency: a plot is wanted and matplotlib is not installed.
+        InvalidInput: something that was asked for is unknown, or belongs to another suite.
+        Unsupported: a model that cannot be measured.
+        MissingDependency: a plot is wanted and matplotlib is not installed, or a model and no Transformers.
     """
-    if request.suite not in SUITES:
-        raise InvalidInput("suite", repr(request.suite), " or ".join(SUITES))
+    request.check()
     if request.plot:
         require("matplotlib")
-    device = _device(request.device)
+    if request.suite == "model":
+        require("transformers")
+        from flash_decoding.bench.models import plan
+
+        return plan.run(request, console)
+    device = device_of(request)
     return compare(request, _cases(request, device), attention_columns(device), console)
 
 
 def compare(request: Request, cases: Sequence[Case], columns: Sequence[Column], console: Console) -> int:
-    """Measure these rows and columns, and show and save the result as :func:`run` says."""
+    """Measure these rows and columns of the attention suite as :func:`run` says."""
     device = cases[0].device
-    record = Record(
+    record = Record[AttentionRow](
         suite=request.suite,
         title=_title(cases, scaled_down=request.rows is None and device.type == "cpu"),
         environment=describe(device),
         columns=columns,
         effort=_effort(device, quick=request.quick),
     )
-    path = request.out / _file_name(request.suite, cases[0])
-    console.print(record.title, style="bold", soft_wrap=True)
-    _fill(record, cases, path, console)
-    console.print(render(record))
-    console.print(f"record: {path}", soft_wrap=True)
-    if request.plot:
-        from flash_decoding.bench.plot import save_plot
-
-        save_plot(record, path.with_suffix(".png"))
-        console.print(f"plot: {path.with_suffix('.png')}", soft_wrap=True)
-    for complaint in record.complaints:
-        console.print(f"defect: {complaint}", style="bold red", soft_wrap=True)
-    return 1 if record.complaints else 0
+    suite = Run(
+        record=record,
+        measure=lambda step: attention.run(cases, columns, record.effort, step),
+        steps=len(cases) * (len(columns) + 1),
+        render=render,
+        save_plot=_save_plot if request.plot else None,
+    )
+    path = request.out / file_name(device, request.suite, _dtype_name(cases[0]))
+    return suite.conduct(path, console)
 
 
-def _fill(record: Record, cases: Sequence[Case], path: Path, console: Console) -> None:
-    """Measure row by row, with a progress bar on a terminal; the file is whole after each row."""
-    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*bars, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=len(cases) * (len(record.columns) + 1))
+def _save_plot(record: Record[AttentionRow], path: Path) -> None:
+    from flash_decoding.bench.plot import save_plot
 
-        def step(text: str) -> None:
-            progress.update(task, advance=1, description=text)
-
-        for row in attention.run(cases, record.columns, record.effort, step):
-            record.rows.append(row)
-            record.save(path)
-
-
-def _device(name: str | None) -> torch.device:
-    count = torch.cuda.device_count()
-    if name is None:
-        name = "cuda" if count else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    spelt = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if spelt is None or int(spelt[1] or 0) >= count:
-        raise InvalidInput("device", repr(name), f"cpu, cuda or cuda:N; PyTorch sees {count} GPUs here")
-    if spelt[1] is not None:
-        torch.cuda.set_device(int(spelt[1]))
-    return torch.device(name)
+    save_plot(record, path)
 
 
 def _cases(request: Request, device: torch.device) -> list[Case]:
-    name = request.dtype or ("bfloat16" if device.type == "cpu" else "float16")
-    if name not in DTYPES:
-        raise InvalidInput("dtype", repr(name), " or ".join(DTYPES))
-    cases = announced_cases(device, DTYPES[name], quick=request.quick)
+    dtype = dtype_of(request, "bfloat16" if device.type == "cpu" else "float16")
+    cases = announced_cases(device, dtype, quick=request.quick)
     return cases if request.rows is None else parse_rows(request.rows, like=cases[0])
 
 
@@ -144,9 +97,3 @@ def _title(cases: Sequence[Case], *, scaled_down: bool) -> str:
 
 def _dtype_name(case: Case) -> str:
     return str(case.dtype).removeprefix("torch.")
-
-
-def _file_name(suite: str, case: Case) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", device_name(case.device).lower()).strip("-")
-    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    return f"{suite}-{name}-{_dtype_name(case)}-{stamp}.json"

@@ -12,6 +12,7 @@ from rich.console import Console
 from flash_decoding.bench import suites
 from flash_decoding.bench.cases import Case
 from flash_decoding.bench.environment import describe
+from flash_decoding.bench.request import DTYPES, SUITES, Request
 from flash_decoding.plan.explain import explain as explain_call
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.variants import VARIANTS
@@ -30,20 +31,46 @@ app = typer.Typer(
 @app.command()
 def bench(
     *,
-    suite: Annotated[str, typer.Option(help=f"What to measure: {', '.join(suites.SUITES)}.")] = "attention",
+    suite: Annotated[str, typer.Option(help=f"What to measure: {', '.join(SUITES)}.")] = "attention",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(suites.DTYPES)}.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the record and the plot.")] = Path("results"),
-    rows: Annotated[str | None, typer.Option(help="batch x length, such as 64x1024,1x65536.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Three rows, and less time for each.")] = False,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Record only.")] = False,
+    rows: Annotated[str | None, typer.Option(help="attention: batch x length, such as 1x65536.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="attention: three rows, less time each.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="model: such as CodeLlama-34B, a folder, or an id of the hub.")
+    ] = None,
+    contexts: Annotated[str | None, typer.Option(help="model: such as 512,65536.")] = None,
+    compiled_contexts: Annotated[
+        str | None, typer.Option(help="model: those for which torch.compile is measured; all if left out.")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="model: batch sizes, such as 1,16.")] = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="model: lengths from an eighth of the context to all of it.")
+    ] = False,
+    columns: Annotated[str | None, typer.Option(help="model: such as 'eager,ours,bound'; all.")] = None,
+    steps: Annotated[int | None, typer.Option(help="model: most steps per column and context.")] = None,
 ) -> None:
-    """Measure attention against PyTorch, the read floor, and the libraries that are installed.
+    """Measure attention, or whole models, against PyTorch, the libraries that are installed, and the memory.
 
-    Every column is checked against the reference before it is timed. Exit status 1: one of ours is wrong.
+    Every column is checked against a reference before it is timed. Exit status 1: one of ours is wrong.
     """
-    request = suites.Request(
-        suite=suite, device=device, dtype=dtype, rows=rows, quick=quick, out=out, plot=not no_plot
+    request = Request(
+        suite=suite,
+        device=device,
+        dtype=dtype,
+        out=out,
+        plot=not no_plot,
+        rows=rows,
+        quick=quick,
+        model=model,
+        contexts=contexts,
+        compiled_contexts=compiled_contexts,
+        batch=batch,
+        ragged=ragged,
+        columns=columns,
+        steps=steps,
     )
     raise typer.Exit(suites.run(request, _console()))
 
