@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flash_decoding import settings
 from flash_decoding.errors import InvalidInput
 from flash_decoding.transformers import FlashCache
 from tests.flash_cache_tools import (
@@ -89,7 +90,7 @@ def test_a_row_that_has_ended_keeps_its_length_and_its_tokens(page_size: int) ->
     newest = prefill(model, cache, prompts)
     found = [[token] for token in newest.tolist()]
     for row in [1] * 8 + [0] * 6:
-        with torch.no_grad(), cache.step([int(row == 0), int(row == 1)], q_len=1):
+        with torch.no_grad(), settings.checking(), cache.step([int(row == 0), int(row == 1)], q_len=1):
             newest[row] = forward(model, cache, newest[:, None])[row, -1].argmax()
         found[row].append(int(newest[row]))
     assert cache.lengths == [11, 16] == cache.storage.cache_seqlens.tolist()

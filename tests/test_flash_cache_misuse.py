@@ -41,6 +41,7 @@ MISUSE: dict[str, tuple[str, Callable[[FlashCache], object]]] = {
     "head_dim of values": ("value_states", lambda c: c.update(states(c, 2)[0], states(c, 2)[1][..., :8], 0)),
     "values of other length": ("value_states", lambda c: c.update(states(c, 2)[0], states(c, 2, 2)[1], 0)),
     "dtype": ("key_states", lambda c: c.update(*both(c, Tensor.double), 0)),
+    "strides": ("key_states", lambda c: c.update(*both(c, lambda x: torch.stack((x, x), -1)[..., 0]), 0)),
     "layers out of order": ("layer_idx", lambda c: c.update(*states(c, 2), 1)),
     "q_len of the step": ("key_states", lambda c: inside(c, lambda: c.update(*states(c, 2, 2), 0))),
     "two forwards a step": ("layer_idx", twice),

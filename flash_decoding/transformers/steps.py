@@ -11,11 +11,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from flash_decoding.api import append_kv
+from flash_decoding import ops
 from flash_decoding.cache import ContiguousCache, PagedCache
 from flash_decoding.cache.ledger import upload
 from flash_decoding.errors import CacheFull, InvalidInput, Unsupported
-from flash_decoding.spec import KVCache
+from flash_decoding.spec import KVCache, NewTokens
 
 Storage: TypeAlias = ContiguousCache | PagedCache
 
@@ -114,15 +114,7 @@ class Steps:
         if layer == 0:
             self._launch(step)
         view = step.views[layer]
-        append_kv(
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            view.k,
-            view.v,
-            cache_seqlens=view.cache_seqlens,
-            block_table=view.block_table,
-            cache_batch_idx=view.cache_batch_idx,
-        )
+        ops.append_kv(NewTokens(k.transpose(1, 2), v.transpose(1, 2)), view)
         step.layer += 1
         if step.layer == self.layers and not step.opened:
             self.step = None
@@ -269,6 +261,8 @@ class Steps:
             raise InvalidInput(
                 name, shape, f"(batch, {heads}, q_len, {head_dim}), as the configuration has it"
             )
+        if x.stride(3) != 1:
+            raise InvalidInput(name, f"strides {x.stride()}", "a contiguous last dimension (stride 1)")
         if x.dtype != storage.dtype or x.device != storage.device:
             wanted = f"{storage.dtype} on {storage.device}, as the cache: FlashCache(..., dtype=, device=)"
             raise InvalidInput(name, f"{x.dtype} on {x.device}", wanted)
