@@ -54,7 +54,7 @@ def test_info_shows_versions_and_why_variants_do_not_run() -> None:
 
 def test_the_bare_command_shows_what_there_is() -> None:
     result = CliRunner().invoke(app, [])
-    for command in ("bench", "explain", "info"):
+    for command in ("generate", "bench", "explain", "info"):
         assert command in result.output
 
 

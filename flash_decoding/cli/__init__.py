@@ -1,4 +1,4 @@
-"""The command ``flash-decoding``: bench, explain, info. The commands themselves are in ``commands``."""
+"""The command ``flash-decoding``: generate, bench, explain, info. The commands are in ``commands``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands, thin: arguments in, a call of the library, text out. ``generate`` takes its place here."""
+"""The commands, thin: arguments in, a call of the library, text out. ``generate`` has a file of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flash_decoding.bench import suites
 from flash_decoding.bench.cases import Case
 from flash_decoding.bench.environment import describe
 from flash_decoding.bench.request import DTYPES, SUITES, Request
+from flash_decoding.cli.generate import generate
 from flash_decoding.plan.explain import explain as explain_call
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.variants import VARIANTS
@@ -21,11 +22,12 @@ WIDE = 200
 """Columns of a table that goes into a file or a pipe, where no terminal sets a limit."""
 
 app = typer.Typer(
-    help="Flash-Decoding: measure it, ask what it would do, see what it found.",
+    help="Flash-Decoding: write text with it, measure it, ask what it would do, see what it found.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(generate)
 
 
 @app.command()
