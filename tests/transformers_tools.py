@@ -198,6 +198,7 @@ def assert_logits(model: Any, scenario: Scenario, read: Callable[..., Tensor] = 
     Args:
         read: how our logits come about, with the parameters of :func:`run`.
     """
+    assert torch.get_float32_matmul_precision() == "highest", "TF32 would make the yardstick too long"
     ids = torch.randint(3, VOCAB, (3, scenario.tokens)).to(model.device)
     with torch.no_grad():
         with masks_for_float64():
