@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NoReturn, cast
 
 import torch
@@ -129,7 +130,7 @@ class FlashCacheProtocol(Cache):
             InvalidInput: more than a row has.
         """
         lengths = list(self._steps.storage.lengths)
-        removed = int(tokens_to_remove)  # assisted decoding brings it as a tensor
+        removed = operator.index(tokens_to_remove)  # assisted decoding brings it as a tensor
         for row in range(self._steps.in_use):
             if removed < 0:
                 lengths[row] += removed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ class Steps:
     def truncate(self, lengths: Sequence[int]) -> None:
         """Shorten all rows, those that change; a forward that stopped half-way is over with it."""
         self.closed("truncate", unless_half_way=True)
-        lengths, now = [int(length) for length in lengths], self.storage.lengths
+        lengths, now = [operator.index(length) for length in lengths], self.storage.lengths
         if len(lengths) != len(now) or any(
             not 0 <= new <= old for new, old in zip(lengths, now, strict=True)
         ):
