@@ -274,6 +274,8 @@ def test_a_wrong_column_is_not_timed() -> None:
 def test_columns_that_compile_do_so_for_some_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     row = measured(transformers_models.COMPILED, BOUND)
+    assert row.cells["sdpa compiled"].reason == "no context to compile for"
+    row = measured(transformers_models.COMPILED, BOUND, compiled=frozenset({512}))
     assert row.cells["sdpa compiled"].reason == "context 64 is not among those to compile for"
     row = measured(transformers_models.COMPILED, BOUND, compiled=frozenset({64}))
     assert row.cells["sdpa compiled"].status == "timed"

@@ -20,9 +20,19 @@ MARKED = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end of record -->)", re
 
 
 def table(record: dict[str, Any]) -> str:
-    """A record of the attention suite in Markdown: times of every column that ran, and two ratios."""
+    """A record in Markdown."""
+    return {"attention": _attention, "model": _models}[record["suite"]](record)
+
+
+def _timed(record: dict[str, Any]) -> list[str]:
+    """The columns that have a number in some row."""
     rows = record["rows"]
-    names = [c["name"] for c in record["columns"] if any("median_us" in r["cells"][c["name"]] for r in rows)]
+    return [c["name"] for c in record["columns"] if any("median_us" in r["cells"][c["name"]] for r in rows)]
+
+
+def _attention(record: dict[str, Any]) -> str:
+    """Times of every column that ran, and two ratios."""
+    rows, names = record["rows"], _timed(record)
     is_slow = record["environment"]["device"] == "cpu"
     unit, scale = ("ms", 1e-3) if is_slow else ("us", 1.0)
     lines = [
@@ -41,20 +51,37 @@ def _row(row: dict[str, Any], names: list[str], scale: float) -> list[str]:
     return [f"{row['batch']} x {row['kv_len']}", *bold, f"{ours / floor:.2f}", f"{eager / ours:.0f}"]
 
 
-def _time(microseconds: float | None, scale: float) -> str:
-    if microseconds is None:
+def _time(number: float | None, scale: float) -> str:
+    if number is None:
         return "-"
-    value = microseconds * scale
+    value = number * scale
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _models(record: dict[str, Any]) -> str:
+    """Tokens per second of every column that ran, and what ours makes of the bound."""
+    rows, names = record["rows"], _timed(record)
+    batches = {row["batch"] for row in rows}
+    title = "context, tokens/s" if len(batches) == 1 else "batch x context, tokens/s"
+    lines = [" | ".join(["", title, *names, "ours / bound", ""]).strip(), "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        speeds = {name: row["cells"][name].get("tokens_per_s") for name in names}
+        texts = [_time(speeds[name], 1.0) for name in names]
+        bold = [f"**{text}**" if name == "ours" else text for name, text in zip(names, texts, strict=True)]
+        label = str(row["context"]) if len(batches) == 1 else f"{row['batch']} x {row['context']}"
+        share = f"{speeds['ours'] / speeds['bound']:.0%}" if speeds.get("ours") else "-"
+        lines.append("| " + " | ".join([label, *bold, share]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def section(path: str) -> str:
     """The table, and where, when and with what it was measured."""
     record = json.loads((ROOT / path).read_text())
     about, versions = record["environment"], record["environment"]["libraries"]
+    better = {"attention": "lower", "model": "higher"}[record["suite"]]
     return (
         f"{record['title'].splitlines()[0]}:\n\n{table(record)}\n"
-        f"Medians, lower is better; record [`{path}`]({path}), commit {about['commit'][:8]}, "
+        f"Medians, {better} is better; record [`{path}`]({path}), commit {about['commit'][:8]}, "
         f"{about['date'][:10]}, torch {versions['torch']}, triton {versions.get('triton', 'none')}.\n"
     )
 

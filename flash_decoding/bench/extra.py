@@ -6,15 +6,17 @@ import importlib.util
 
 from flash_decoding.errors import MissingDependency
 
-INSTALL = 'pip install "flash-decoding[bench]"'
 
+def require(*packages: str, extra: str = "bench") -> None:
+    """Make sure that packages are there.
 
-def require(*packages: str) -> None:
-    """Make sure that packages of the extra are there.
+    Args:
+        packages: what is going to be imported.
+        extra: which extra of this package brings them.
 
     Raises:
         MissingDependency: the first one that is not installed.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise MissingDependency(package, INSTALL)
+            raise MissingDependency(package, f'pip install "flash-decoding[{extra}]"')

@@ -14,7 +14,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "attention": ("rows", "quick"),
-    "model": ("model", "contexts", "compiled_contexts", "batch", "ragged", "columns", "steps"),
+    "model": ("quick", "model", "contexts", "compiled_contexts", "batch", "ragged", "columns", "steps"),
 }
 """What each suite takes beyond device, dtype, out and plot, which all of them do."""
 
@@ -35,13 +35,13 @@ class Request:
     rows: str | None = None
     """Such as ``256x256,1x65536``; None: the announcement's."""
     quick: bool = False
-    """Three rows, and less time for each."""
+    """Three rows, and less time for each; of models a small one, and nothing that compiles for minutes."""
     model: str | None = None
     """A configuration by name, a folder with a checkpoint, or an id of the hub."""
     contexts: str | None = None
     """Such as ``512,65536``."""
     compiled_contexts: str | None = None
-    """Those of the contexts for which columns that compile are measured; None: all."""
+    """Those of the contexts for which columns that compile are measured; None: all, or none if quick."""
     batch: str | None = None
     """Batch sizes, such as ``1,16``; None: 1."""
     ragged: bool = False

@@ -37,7 +37,7 @@ def run(request: Request, console: Console) -> int:
     if request.plot:
         require("matplotlib")
     if request.suite == "model":
-        require("transformers")
+        require("transformers", extra="transformers")
         from flash_decoding.bench.models import plan
 
         return plan.run(request, console)

@@ -26,7 +26,9 @@ CONTEXTS = {
     "cpu": (512, 1024, 2048, 4096, 8192, 16384),
     "cuda": (512, 2048, 4096, 8192, 16384, 32768, 65536, 131072),
 }
+QUICK_CONTEXTS = {"cpu": (512, 4096, 16384), "cuda": (512, 8192, 65536)}
 MODELS = {"cpu": "tiny-llama-cpu", "cuda": "Llama-3.1-8B"}
+QUICK_MODELS = {"cpu": "tiny-llama-cpu", "cuda": "Qwen3-0.6B"}
 BURSTS = {"cpu": 1, "cuda": 8}
 """Steps in a row: on a GPU the first ones must not wait for the host."""
 
@@ -43,17 +45,18 @@ def run(request: Request, console: Console) -> int:
     """
     device = device_of(request)
     dtype = dtype_of(request, "bfloat16")
-    source = Source.find(request.model or MODELS[device.type])
+    source = Source.find(request.model or (QUICK_MODELS if request.quick else MODELS)[device.type])
     cases = cases_of(request, source, dtype, device)
     columns = chosen_columns(request.columns, model_columns(device))
-    compiled = numbers("compiled-contexts", request.compiled_contexts, tuple(c.context for c in cases))
+    contexts = () if request.quick else tuple(case.context for case in cases)
+    compiled = numbers("compiled-contexts", request.compiled_contexts, contexts)
     suite = ModelSuite(
         source=source,
         cases=cases,
         columns=columns,
         compiled_contexts=frozenset(compiled),
         bandwidth=copy_bandwidth(device),
-        effort=effort_of(device, BURSTS[device.type], request.steps),
+        effort=effort_of(device, BURSTS[device.type], request.steps, quick=request.quick),
     )
     return conduct(request, suite, console)
 
@@ -85,7 +88,8 @@ def cases_of(request: Request, source: Source, dtype: torch.dtype, device: torch
     Raises:
         InvalidInput: sizes that are no positive integers, or contexts too short to be measured.
     """
-    contexts = numbers("contexts", request.contexts, CONTEXTS[device.type])
+    usual = QUICK_CONTEXTS if request.quick else CONTEXTS
+    contexts = numbers("contexts", request.contexts, usual[device.type])
     burst = BURSTS[device.type]
     if request.steps is not None and request.steps < 1:
         raise InvalidInput("steps", request.steps, "1 or more")

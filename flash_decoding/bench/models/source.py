@@ -93,7 +93,8 @@ def _reasons_against(config: PretrainedConfig) -> tuple[str, ...]:
         reasons.append("its configuration names no layers of one text model")
     if any((getattr(config, name, None) or 1) > 1 for name in EXPERTS):
         reasons.append("a mixture of experts reads other weights for every token")
-    others = {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}
+    window = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    others = set(getattr(config, "layer_types", None) or [window]) - {"full_attention"}
     if others:
         reasons.append(f"its layers are not all of full attention: {', '.join(sorted(others))}")
     return tuple(reasons)

@@ -60,6 +60,7 @@ class ModelSuite:
         gates = {batch: self._gate(case, step) for batch, case in self._batches.items()}
         step(f"loading {self.source.name}")
         case = self.cases[0]
+        _release(case.device)
         model = self.source.load(case.dtype, case.device)
         for case in self.cases:
             yield self._row(model, case, gates[case.batch], step)
@@ -76,10 +77,18 @@ class ModelSuite:
         results: dict[str, Verdict | Cell] = {}
         for column in reversed(self.columns):
             step(f"batch {like.batch}: checking {column.name}")
-            if column.prepare is not None and column.why_not(like) is None:
+            if self._why_not(column, like) is None:
                 results[column.name] = _judge(column, truths)
-            _release(like.device)
+                _release(like.device)
         return results
+
+    def _why_not(self, column: ModelColumn, case: ModelCase) -> str | None:
+        """Reason why nothing of the column runs, or None."""
+        if column.prepare is None:
+            return "computed"
+        if column.compiles and not self.compiled_contexts:
+            return "no context to compile for"
+        return column.why_not(case)
 
     def _row(
         self, model: PreTrainedModel, case: ModelCase, gate: Mapping[str, Verdict | Cell], step: Step
@@ -88,23 +97,29 @@ class ModelSuite:
         cells, peaks = {}, {}
         for column in self.columns:
             step(f"{case.name}: {column.name}")
-            cells[column.name] = self._cell(model, case, column, gate.get(column.name))
-            if cells[column.name].timing is not None and column.prepare is not None and _counts(case):
+            cells[column.name] = self._cell(model, case, column, gate)
+            if column.name in gate:
+                _release(case.device)
+            if cells[column.name].timing is not None and _counts(case):
                 peaks[column.name] = torch.cuda.max_memory_allocated(case.device)
-            _release(case.device)
         whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         bound = Cell.computed((weights + case.kv_bytes) / self.bandwidth)
         cells |= {column.name: bound for column in self.columns if column.role == "floor"}
         return ModelRow(cells, case, weights, whole, peaks)
 
     def _cell(
-        self, model: PreTrainedModel, case: ModelCase, column: ModelColumn, checked: Verdict | Cell | None
+        self,
+        model: PreTrainedModel,
+        case: ModelCase,
+        column: ModelColumn,
+        gate: Mapping[str, Verdict | Cell],
     ) -> Cell:
-        reason = column.why_not(case)
+        reason = self._why_not(column, case)
         if reason is None and column.compiles and case.context not in self.compiled_contexts:
             reason = f"context {case.context} is not among those to compile for"
-        if reason is not None or checked is None:
-            return Cell.left_out(reason or "computed")
+        if reason is not None:
+            return Cell.left_out(reason)
+        checked = gate[column.name]
         if isinstance(checked, Cell):
             return checked
         if not checked.passed:
@@ -128,9 +143,10 @@ class ModelSuite:
             stepper.close()
 
 
-def effort_of(device: torch.device, burst: int, steps: int | None) -> Effort:
+def effort_of(device: torch.device, burst: int, steps: int | None, *, quick: bool) -> Effort:
     """As many steps as asked for, fewer where they are slow: some seconds for each column and context."""
-    budget_s, usual = (3.0, 128) if device.type == "cuda" else (1.0, 12)
+    budget_s, usual = (3.0, 128) if device.type == "cuda" else (1.0, 15)
+    budget_s = budget_s / 2 if quick else budget_s
     bursts = math.ceil((steps or usual) / burst)
     return Effort(budget_s=budget_s, min_samples=min(3, bursts), max_samples=bursts, warmups=2)
 
