@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tests.checkpoints import save_checkpoint
 from tests.source_tree import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -40,6 +41,24 @@ def test_the_readme_shows_the_ten_lines() -> None:
     (shown,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[:1]
     code = (ROOT / "examples" / "decode_ten_lines.py").read_text(encoding="utf-8")
     assert shown == code.partition('"""\n\n')[2]
+
+
+@torch.inference_mode()
+def test_the_readme_tells_the_truth_about_models(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "register()" in block
+    ]
+    save_checkpoint(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code.replace("path/to/model", str(tmp_path)), found)
+    tokens = found["prompt"]["input_ids"].shape[1]
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    want = model.generate(**found["prompt"], max_new_tokens=50)[0, tokens:].tolist()
+    assert len(want) == 50
+    assert found["plain"][0, tokens:].tolist() == want
+    assert found["in_place"][0, tokens:].tolist() == want
+    assert found["fast"][0].tolist() == want
 
 
 def test_the_llama_is_short() -> None:
