@@ -52,6 +52,15 @@ def test_the_text_is_that_of_transformers_and_alone_on_stdout(folder: Path, atte
     assert "bound" not in result.stderr, "nobody knows the bandwidth of a CPU"
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_summary_has_the_bound(folder: Path) -> None:
+    result = call(folder, "--prompt", WORDS, "--max-new-tokens", NEW, "--device", "cuda")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == written(folder, WORDS)
+    for words in ("kernels", "tokens/s that the memory allows"):
+        assert words in result.stderr.replace("\n", " ")
+
+
 @pytest.mark.parametrize("chunk", [7, 4096])
 def test_the_prompt_goes_through_in_chunks(folder: Path, chunk: int) -> None:
     options = ("--max-new-tokens", NEW, "--device", "cpu", "--prefill-chunk", chunk)

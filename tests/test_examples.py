@@ -103,12 +103,14 @@ def assert_logits_are_as_good(got: Tensor, eager: Tensor, want: Tensor) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("rope", "tied"), [("default", False), ("llama3", True)])
-def test_the_llama_gives_the_logits_of_transformers(tmp_path: Path, rope: str, tied: bool) -> None:
-    theirs = saved_llama(tmp_path, rope=rope, tied=tied)
+def test_the_llama_gives_the_logits_of_transformers(
+    tmp_path: Path, rope: str, tied: bool, device: torch.device
+) -> None:
+    theirs = saved_llama(tmp_path, rope=rope, tied=tied).to(device)
     example = examples_llama()
-    model = example.load(str(tmp_path), torch.float32, "cpu")
+    model = example.load(str(tmp_path), torch.float32, device.type)
     decoder = example.Decoder(model, 120)
-    tokens = torch.randint(199, (1, 120))
+    tokens = torch.randint(199, (1, 120), device=device)
     got = []
     for part in tokens.split([40, 30, *[1] * 50], dim=1):  # type: ignore[no-untyped-call]
         decoder.cache.allocate(part.shape[1])
@@ -119,11 +121,11 @@ def test_the_llama_gives_the_logits_of_transformers(tmp_path: Path, rope: str, t
 
 
 @torch.inference_mode()
-def test_the_llama_writes_what_transformers_writes(tmp_path: Path) -> None:
-    theirs = saved_llama(tmp_path)
+def test_the_llama_writes_what_transformers_writes(tmp_path: Path, device: torch.device) -> None:
+    theirs = saved_llama(tmp_path).to(device)
     example = examples_llama()
-    decoder = example.Decoder(example.load(str(tmp_path), torch.float32, "cpu"), 100)
-    prompt = torch.randint(3, 199, (1, 50))
+    decoder = example.Decoder(example.load(str(tmp_path), torch.float32, device.type), 100)
+    prompt = torch.randint(3, 199, (1, 50), device=device)
     wanted = theirs.generate(prompt, max_new_tokens=50, do_sample=False, pad_token_id=0)
     assert list(decoder.generate(prompt, 50, chunk=16)) == wanted[0, 50:].tolist()
 
