@@ -16,8 +16,9 @@ READY = $(VENV)/ready
 
 .PHONY: demo test check gpu bench import-time clean
 
-demo: $(READY)  ## The benchmark on whatever device is here: table, record and plot in $(OUT)/
-	$(BIN)/flash-decoding bench --out $(OUT)
+demo: $(READY)  ## Attention, then a whole model, on whatever device is here: tables, records and plots in $(OUT)/
+	$(BIN)/flash-decoding bench --quick --out $(OUT)
+	$(BIN)/flash-decoding bench --suite model --quick --out $(OUT)
 
 test: $(READY)  ## All tests; those that need a GPU say that they were skipped
 	$(BIN)/python -m pytest -n $(JOBS)
