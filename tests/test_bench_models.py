@@ -225,18 +225,25 @@ def test_a_burst_rewinds_and_feeds_the_likeliest_token_back() -> None:
 
 
 def measured(*columns: ModelColumn, compiled: frozenset[int] = frozenset()) -> ModelRow:
+    (row,) = measured_rows([CASE], *columns, compiled=compiled)
+    return row
+
+
+def measured_rows(
+    cases: list[ModelCase], *columns: ModelColumn, compiled: frozenset[int] = frozenset()
+) -> list[ModelRow]:
     suite = ModelSuite(
         source=source(),
-        cases=[CASE],
+        cases=cases,
         columns=columns,
         compiled_contexts=compiled,
         bandwidth=1e9,
         effort=BRIEF,
     )
     told: list[str] = []
-    (row,) = suite.rows(told.append)
+    rows = list(suite.rows(told.append))
     assert len(told) == suite.steps
-    return row
+    return rows
 
 
 def raising(error: Exception) -> Callable[[PreTrainedModel, ModelCase], Counting]:
@@ -265,6 +272,14 @@ def test_a_column_without_memory_says_so_and_costs_no_other() -> None:
     assert row.cells["eager"].status == "timed"
 
 
+def test_a_column_that_runs_some_contexts_is_checked_and_timed_there() -> None:
+    picky = replace(transformers_models.EAGER, why_not=lambda case: "too long" if case.context > 64 else None)
+    cases = [CASE, replace(CASE, context=128, lengths=(128,))]
+    first, second = measured_rows(cases, picky, BOUND)
+    assert first.cells["eager"].status == "timed"
+    assert second.cells["eager"].reason == "too long"
+
+
 def test_a_wrong_column_is_not_timed() -> None:
     row = measured(ModelColumn("spoilt", "", "peer", LostKey), BOUND)
     assert row.cells["spoilt"].status == "wrong"
@@ -274,8 +289,6 @@ def test_a_wrong_column_is_not_timed() -> None:
 def test_columns_that_compile_do_so_for_some_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     row = measured(transformers_models.COMPILED, BOUND)
-    assert row.cells["sdpa compiled"].reason == "no context to compile for"
-    row = measured(transformers_models.COMPILED, BOUND, compiled=frozenset({512}))
     assert row.cells["sdpa compiled"].reason == "context 64 is not among those to compile for"
     row = measured(transformers_models.COMPILED, BOUND, compiled=frozenset({64}))
     assert row.cells["sdpa compiled"].status == "timed"

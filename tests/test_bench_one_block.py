@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from flash_decoding.bench.baselines import decoder_models, one_block
+from flash_decoding import ContiguousCache, append_kv, reference
+from flash_decoding.bench.baselines import decoder_models, one_block, vllm_block
 from flash_decoding.errors import Unsupported
 from flash_decoding.spec import KVCache, Options, Queries
 from tests.helpers import assert_close_to_reference
@@ -53,6 +58,55 @@ def test_flash_attention_unsplit_is_attention(device: torch.device, dtype: torch
     queries, cache, options = problem(device, dtype, group=group, head_dim=128)
     out = decoder_models.unsplit_flash(queries, cache, options)
     assert_close_to_reference(out, None, queries, cache, options)
+
+
+class FakeOps(types.ModuleType):
+    """What vLLM's two functions do, in PyTorch, on the layout that its kernels read."""
+
+    @staticmethod
+    def reshape_and_cache(
+        key: Tensor, value: Tensor, k: Tensor, v: Tensor, places: Tensor, *_: object
+    ) -> None:
+        for token, place in enumerate(places.tolist()):
+            page, offset = divmod(place, k.shape[3])
+            k[page, :, :, offset] = key[token].view(k.shape[1], k.shape[2], k.shape[4])
+            v[page, :, :, offset] = value[token]
+
+    @staticmethod
+    def paged_attention_v1(*arguments: Any) -> None:
+        out, q, k, v, heads, scale, pages, lengths, page_size = arguments[:9]
+        assert (k.shape[1], v.shape[3]) == (heads, page_size)
+        keys = k.permute(0, 3, 1, 2, 4).flatten(3)
+        values = v.permute(0, 3, 1, 2)
+        cache = KVCache(keys, values, lengths, block_table=pages)
+        options = Options.make(head_dim=q.shape[-1], softmax_scale=scale)
+        out.copy_(reference.attend(Queries(q[:, None]), cache, options)[0][:, 0])
+
+
+def test_the_copy_in_vllms_layout_follows_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of two layers, and again after a rewind; each layer has a copy of its own."""
+    package = types.ModuleType("vllm")
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setattr(package, "_custom_ops", FakeOps("vllm._custom_ops"), raising=False)
+    storage = ContiguousCache(3, 64, 2, 32, layers=2, dtype=torch.float32)
+    storage.keys.normal_()
+    storage.values.normal_()
+    storage.allocate([5, 17, 40])
+    storage.advance(torch.tensor([5, 17, 40], dtype=torch.int32))
+    attend, options = vllm_block.VllmBlock(), Options.make(head_dim=32, causal=True)
+    for step in range(4):
+        if step == 2:
+            for row, length in enumerate([5, 17, 40]):
+                storage.truncate(row, length)
+        storage.allocate(1)
+        storage.advance(1)
+        for layer in range(2):
+            k, v = torch.randn(2, 3, 1, 2, 32)
+            append_kv(k, v, **storage.writing(layer))
+            cache = replace(storage.view(layer), cache_seqlens=storage.starts, new_tokens=1)
+            queries = Queries(torch.randn(3, 1, 4, 32))
+            out = attend(queries, cache, options)
+            assert_close_to_reference(out, None, queries, cache, options)
 
 
 @pytest.mark.parametrize(

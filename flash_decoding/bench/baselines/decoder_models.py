@@ -12,6 +12,7 @@ from torch import Tensor
 from flash_decoding.bench.models.case import ModelCase
 from flash_decoding.bench.models.column import ModelColumn, Prepare
 from flash_decoding.errors import Unsupported
+from flash_decoding.plan.hardware import Hardware
 from flash_decoding.spec import KVCache, Options, Queries
 
 if TYPE_CHECKING:
@@ -109,6 +110,24 @@ def _with(attention: Attention, what: str) -> Prepare:
     return prepare
 
 
+def _prepare_vllm(model: PreTrainedModel, case: ModelCase) -> DecoderStepper:
+    from flash_decoding.bench.baselines.vllm_block import VllmBlock
+
+    return DecoderStepper(model, case, plain_only(VllmBlock(), "vLLM's paged_attention_v1"))
+
+
+def _fits_vllm(case: ModelCase) -> str | None:
+    """Its scores of a sequence, fp32, lie in the shared memory of one block, and its cache in whole pages."""
+    if case.device.type != "cuda":
+        return "CUDA only"
+    if case.context % 16:
+        return f"context {case.context} is not in whole pages of 16"
+    room = Hardware.of(case.device).smem_bytes
+    if 4 * case.context > room:
+        return f"keeps the scores of a sequence in {room} bytes of shared memory: {room // 4} tokens at most"
+    return None
+
+
 def _cuda_only(case: ModelCase) -> str | None:
     return None if case.device.type == "cuda" else "CUDA only"
 
@@ -132,12 +151,19 @@ UNSPLIT = ModelColumn(
     _with(unsplit_flash, "FlashAttention-2 without a split"),
     why_not=_half_precision_only,
 )
-ONE_BLOCK = ModelColumn(
+ONE_BLOCK_STAND_IN = ModelColumn(
     "one block per head (FasterTransformer's scheme)",
     "our Decoder with a stand-in of ours for FasterTransformer's kernel: a block per sequence and query head",
     "peer",
     _with(one_block, "attention in one block per head"),
     why_not=_needs_triton,
+)
+ONE_BLOCK_VLLM = ModelColumn(
+    "one block per head (vLLM)",
+    "our Decoder with vLLM's paged_attention_v1, heir of FasterTransformer's kernel, on a copy in its layout",
+    "peer",
+    _prepare_vllm,
+    why_not=_fits_vllm,
 )
 OURS = ModelColumn(
     "ours", "flash_decoding.decoder.Decoder as it is, lengths on the device", "ours", DecoderStepper

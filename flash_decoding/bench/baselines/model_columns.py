@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from flash_decoding.bench.baselines import decoder_models, transformers_models
@@ -14,12 +16,13 @@ BOUND = ModelColumn(
 
 def model_columns(device: torch.device) -> tuple[ModelColumn, ...]:
     """All contenders on a device; each says itself where it does not run."""
+    has_vllm = importlib.util.find_spec("vllm") is not None
     on_gpu = device.type == "cuda"
     return (
         transformers_models.EAGER,
         transformers_models.COMPILED if on_gpu else transformers_models.SDPA,
         decoder_models.UNSPLIT,
-        decoder_models.ONE_BLOCK,
+        decoder_models.ONE_BLOCK_VLLM if has_vllm else decoder_models.ONE_BLOCK_STAND_IN,
         decoder_models.OURS,
         BOUND,
     )

@@ -47,9 +47,8 @@ class ModelSuite:
         return len(self.columns) * (len(self._batches) + len(self.cases)) + 1
 
     @property
-    def _batches(self) -> dict[int, ModelCase]:
-        """A case for each batch size."""
-        return {case.batch: case for case in self.cases}
+    def _batches(self) -> list[int]:
+        return list(dict.fromkeys(case.batch for case in self.cases))
 
     def rows(self, step: Step) -> Iterator[ModelRow]:
         """Measure the rows one by one; each is complete when it comes.
@@ -57,7 +56,7 @@ class ModelSuite:
         A column that does not run, raises, needs more memory than there is, or gives wrong logits gets a cell
         that says so, and the others are measured all the same.
         """
-        gates = {batch: self._gate(case, step) for batch, case in self._batches.items()}
+        gates = {batch: self._gate(batch, step) for batch in self._batches}
         step(f"loading {self.source.name}")
         case = self.cases[0]
         _release(case.device)
@@ -65,19 +64,20 @@ class ModelSuite:
         for case in self.cases:
             yield self._row(model, case, gates[case.batch], step)
 
-    def _gate(self, like: ModelCase, step: Step) -> dict[str, Verdict | Cell]:
-        """What became of each column on the slice.
+    def _gate(self, batch: int, step: Step) -> dict[str, Verdict | Cell]:
+        """What became of each column on the slice, where it runs at all.
 
         From the last to the first: a column that changes the model for good shows in those before it, which
         follow it in the timing as soon as there is a second context.
         """
-        model = self.source.slice(like.dtype, like.device)
-        like = like.with_layers(model.config.num_hidden_layers)
+        cases = [case for case in self.cases if case.batch == batch]
+        model = self.source.slice(cases[0].dtype, cases[0].device)
+        like = cases[0].with_layers(model.config.num_hidden_layers)
         truths = [Truth.of(model, case, eager) for case in checked_cases(like)]
         results: dict[str, Verdict | Cell] = {}
         for column in reversed(self.columns):
             step(f"batch {like.batch}: checking {column.name}")
-            if self._why_not(column, like) is None:
+            if any(self._why_not(column, case) is None for case in cases):
                 results[column.name] = _judge(column, truths)
                 _release(like.device)
         return results
@@ -86,8 +86,8 @@ class ModelSuite:
         """Reason why nothing of the column runs, or None."""
         if column.prepare is None:
             return "computed"
-        if column.compiles and not self.compiled_contexts:
-            return "no context to compile for"
+        if column.compiles and case.context not in self.compiled_contexts:
+            return f"context {case.context} is not among those to compile for"
         return column.why_not(case)
 
     def _row(
@@ -115,8 +115,6 @@ class ModelSuite:
         gate: Mapping[str, Verdict | Cell],
     ) -> Cell:
         reason = self._why_not(column, case)
-        if reason is None and column.compiles and case.context not in self.compiled_contexts:
-            reason = f"context {case.context} is not among those to compile for"
         if reason is not None:
             return Cell.left_out(reason)
         checked = gate[column.name]
