@@ -100,8 +100,9 @@ class Reading:
 
 
 def make_tokenizer(words: int = VOCAB) -> PreTrainedTokenizerFast:
-    """Words w3, w4, ... and so on are the tokens 3, 4, ..., as texts have them."""
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, words)}
+    """Words w3, w4, ... are the tokens 3, 4, ...; the last is one that Transformers' stop strings try out."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, words - 1)}
+    vocabulary["abcdef"] = words - 1
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}

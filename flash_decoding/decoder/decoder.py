@@ -266,10 +266,10 @@ class Decoder:
         if assistant is None:
             return Lookup(request, self.device)
         if not isinstance(assistant, Decoder):
-            if self._assistant is None or self._assistant.model is not assistant:
-                room = self.capacity + request.draft_tokens
-                self._assistant = Decoder(assistant, batch=self.batch, capacity=room)
-            assistant = self._assistant
+            room, kept = self.capacity + request.draft_tokens, self._assistant
+            if kept is None or kept.model is not assistant or kept.capacity < room:
+                self._assistant = kept = Decoder(assistant, batch=self.batch, capacity=room)
+            assistant = kept
         return Assistant(assistant, request, self)
 
     def _forward(self, tokens: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Assistant:
 
     def __init__(self, decoder: Decoder, request: Request, main: Decoder) -> None:
         ours, theirs = (d.model.config.get_text_config().vocab_size for d in (main, decoder))
-        needed = request.width + request.limit + request.draft_tokens
+        needed = request.width + request.limit - 1 + request.draft_tokens
         if decoder is main:
             raise InvalidInput("assistant", "the Decoder itself", "another one")
         if (ours, main.batch, main.device) != (theirs, decoder.batch, decoder.device):
@@ -209,15 +209,18 @@ class Text:
             self._tokens.append(token)
 
     def continuation(self, count: int) -> list[int]:
-        """What came behind the longest run that the text ends with and had before.
+        """What came behind the longest run that the text ends with and had before; nothing if it had none.
+
+        Where that reaches the end of the text it goes round, as a text does that repeats itself.
 
         Args:
-            count: tokens at most.
+            count: tokens to find.
         """
         for length in range(min(self._longest, len(self._tokens)), 0, -1):
             place = self._follows.get(tuple(self._tokens[-length:]))
             if place is not None:
-                return self._tokens[place : place + count]
+                period = len(self._tokens) - place
+                return [self._tokens[place + ahead % period] for ahead in range(count)]
         return []
 
 

@@ -21,7 +21,8 @@ def padded(prompts: Sequence[Tensor] | Tensor, mask: Tensor | None, pad: int) ->
         pad: token to pad with, on the left.
 
     Returns:
-        (batch, tokens) int64, and its mask of the same shape; without a mask, that is yet to be found out.
+        (batch, tokens) int64, and its mask of the same shape; None for a tensor that came without one, whose
+        padding is yet to be found out.
 
     Raises:
         InvalidInput: shapes or dtypes that do not fit, a mask beside prompts that need none.
@@ -32,7 +33,9 @@ def padded(prompts: Sequence[Tensor] | Tensor, mask: Tensor | None, pad: int) ->
             raise InvalidInput("prompts", f"{tuple(prompts.shape)} of {prompts.dtype}", wanted)
         if mask is not None and mask.shape != prompts.shape:
             raise InvalidInput("attention_mask", tuple(mask.shape), f"{tuple(prompts.shape)}, as prompts")
-        return prompts.long(), mask
+        if mask is None:
+            return prompts.long(), None
+        prompts, mask = unpadded(prompts.long(), mask), None
     if mask is not None:
         raise InvalidInput(
             "attention_mask", "a mask beside a list", "none: prompts in a list have no padding"
