@@ -5,14 +5,15 @@ Imports the kernels only when a GPU call comes, so that a machine without Triton
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
 from torch import Tensor
 
 from flash_decoding import cpu, sdpa
-from flash_decoding.plan import Hardware, make_plan, tiles_for
-from flash_decoding.spec import Kind, KVCache, NewTokens, Options, Plan, Problem, Queries
+from flash_decoding.plan import Hardware, make_plan, roomy_tile, tiles_for
+from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
 
 
 def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse: bool) -> Problem:
@@ -73,7 +74,7 @@ def run_kernels(
     queries: Queries, cache: KVCache, options: Options, plan: Plan, *, return_lse: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
-    from flash_decoding.kernels import attend, combine
+    from flash_decoding.kernels import attend, balanced, combine
 
     q = queries.q
     heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
@@ -81,14 +82,19 @@ def run_kernels(
     out = q.new_empty((*q.shape[:-1], head_dim_v))
     lse, lse_strides = _new_lse(queries, return_lse)
     target = lse if return_lse else None
-    if splits == 1:
+    if splits == 1 and not plan.balanced:
         attend.launch(queries, cache, options, plan, out=out, lse=target, lse_strides=(*lse_strides, 0))
         return out, lse
-    parts = _new(queries, tokens, heads, splits, head_dim_v)
-    part_lse = _new(queries, tokens, heads, splits)
-    sequence = 0 if queries.is_ragged else queries.q_len * heads * splits
-    part_strides = (sequence, splits, heads * splits, 1)
-    attend.launch(queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides)
+    if plan.balanced:
+        rows = (splits + queries.batch - 1, queries.q_len, heads)
+        part_strides = (0, 1, heads, queries.q_len * heads)
+        parts, part_lse = _new(queries, *rows, head_dim_v), _new(queries, *rows)
+        balanced.launch(queries, cache, options, plan, parts=parts, part_lse=part_lse)
+    else:
+        rows = (tokens, heads, splits)
+        part_strides = (0 if queries.is_ragged else queries.q_len * heads * splits, splits, heads * splits, 1)
+        parts, part_lse = _new(queries, *rows, head_dim_v), _new(queries, *rows)
+        attend.launch(queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides)
     combine.launch(
         queries,
         cache,
@@ -108,15 +114,18 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     """Compile what calls like this one can launch, by running each on the tensors given.
 
     A kernel is compiled per sizes of heads and pages and per option, not per length, batch or number of
-    splits: small tensors stand for large ones. The planner adds two choices: split or not, and which tile.
+    splits: small tensors stand for large ones. The planner adds choices: split or not, by sequence or
+    by work, and which tile.
     """
     problem = problem_of(queries, cache, options, return_lse=True)
     hardware = Hardware.of(queries.q.device)
-    for tile in tiles_for(problem, hardware):
-        for splits, return_lse in itertools.product((1, 2), (False, True)):
-            kind: Kind = "flash_decoding" if splits > 1 else "flash_attention"
-            plan = Plan(kind, "triton", tile, splits, 0, (), hardware.overlaps_launches)
-            run_kernels(queries, cache, options, plan, return_lse=return_lse)
+    overlaps = hardware.overlaps_launches
+    plans = [Plan("flash_attention", "triton", t, 1, 0, (), overlaps) for t in tiles_for(problem, hardware)]
+    plans += [dataclasses.replace(plan, kind="flash_decoding", num_splits=2) for plan in plans]
+    roomy = roomy_tile(problem, hardware)
+    plans.append(Plan("flash_decoding", "triton", roomy, 2, 0, (), overlaps, balanced=True))
+    for plan, return_lse in itertools.product(plans, (False, True)):
+        run_kernels(queries, cache, options, plan, return_lse=return_lse)
 
 
 def append_kv(new: NewTokens, cache: KVCache) -> None:

@@ -288,3 +288,5 @@ class Plan:
     """Why, in words, one decision a line."""
     overlap: bool = False
     """Kernels start while the one before them ends (programmatic dependent launch)."""
+    balanced: bool = False
+    """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""

@@ -14,13 +14,14 @@ programs read follows the lengths. A split without keys writes nothing, and the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, load, overlap, score, softmax
-from flash_decoding.kernels.rows import load_queries, lse_offset, store_out
+from flash_decoding.kernels import keys, overlap, score, softmax
+from flash_decoding.kernels.part import read_part
+from flash_decoding.kernels.rows import lse_offset, store_out
 from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-SIZES = ["max_q_len", "new_tokens", "capacity", "pages", "cache_rows", "num_splits", "split_tiles"]
+SIZES = ["max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "num_splits", "split_tiles"]
 STRIDES = [
     "key_mask_stride",
     "key_mask_columns",
@@ -79,7 +80,7 @@ def attend_kernel(
     max_q_len: tl.tensor,
     new_tokens: tl.tensor,
     capacity: tl.tensor,
-    pages: tl.tensor,
+    pool_pages: tl.tensor,
     cache_rows: tl.tensor,
     table_stride: tl.tensor,
     lse_sequence: tl.tensor,
@@ -112,51 +113,28 @@ def attend_kernel(
     head_kv = pid // row_tiles % HEADS_KV
     split = pid // (row_tiles * HEADS_KV) % num_splits
     b = pid // (row_tiles * HEADS_KV * num_splits)
-
-    q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
+    q_start, q_len, end, lo, hi = keys.seen_by(
+        b, row, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+        capacity, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
+    )  # fmt: skip
     if row >= q_len * GROUP:
         return
-    first, end = keys.live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
-    lo, hi = keys.visible_slots(
-        row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
-    )
     origin, tiles, per_split, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     if split >= live_splits:
         return
-
+    first_tile = split * per_split
+    end_tile = origin + tl.minimum(first_tile + per_split, tiles)
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     in_q = rows < q_len * GROUP
-    q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, HEAD_DIM, BLOCK_D)
-    peak, total, acc = softmax.empty(BLOCK_M, BLOCK_DV)
-    if sinks_ptr is not None:
-        if split == 0:  # the sink belongs to one split, so that the merge counts it once
-            peak = tl.load(sinks_ptr + head, mask=in_q, other=0.0).to(tl.float32) * softmax.LOG2E
-            total += 1.0
-
-    position = end - q_len + token
-    slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
-    cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
-    k_base = k_ptr + tl.cast(head_kv, tl.int64) * k_strides[2]
-    v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
-    lanes = tl.arange(0, BLOCK_N)
-    first_tile = split * per_split
-    for tile in tl.range(origin + first_tile, origin + tl.minimum(first_tile + per_split, tiles)):
-        start = tile * BLOCK_N
-        slots = start + lanes
-        live = (slots >= lo) & (slots < hi)
-        if key_mask_ptr is not None:
-            live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
-        page, slot = load.place(
-            cache_row, start, lanes, hi, block_table_ptr, table_stride, pages, PAGE_SIZE, BLOCK_N
-        )
-        k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
-        sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
-        v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
-        peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
-
+    peak, total, acc = read_part(
+        q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
+        key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr, alibi_strides,
+        sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows, table_stride, b,
+        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, origin + first_tile, end_tile, split == 0,
+        HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
+        SOFTCAP,
+    )  # fmt: skip
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
     store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
     if lse_ptr is not None:
@@ -186,11 +164,23 @@ def launch(
         lse: where the log-sum-exps go, or None.
         lse_strides: of lse, for (sequence, head, token, split).
     """
-    q, tile = queries.q, plan.tile
-    row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), tile.block_m)
+    row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    table, alibi, mask = cache.block_table, options.alibi_slopes, cache.key_mask
     attend_kernel[(programs,)](
+        *inputs(queries, cache, options, out, lse),
+        *lse_strides,
+        plan.num_splits,
+        plan.split_tokens // plan.tile.block_n,
+        **constants(queries, cache, options, plan),
+    )
+
+
+def inputs(
+    queries: Queries, cache: KVCache, options: Options, out: Tensor, lse: Tensor | None
+) -> tuple[object, ...]:
+    """What every attention kernel takes first, in its order."""
+    q, table, alibi, mask = queries.q, cache.block_table, options.alibi_slopes, cache.key_mask
+    return (
         q,
         cache.k,
         cache.v,
@@ -220,18 +210,11 @@ def launch(
         cache.k.shape[0],
         cache.k.shape[0] if table is None else table.shape[0],
         0 if table is None else table.stride(0),
-        *lse_strides,
-        plan.num_splits,
-        plan.split_tokens // tile.block_n,
-        num_warps=tile.num_warps,
-        num_stages=pipeline_stages(plan, cache),
-        **constants(queries, cache, options, plan),
-        **overlap.launch_options(plan.overlap),
     )
 
 
-def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, int | bool]:
-    """What a compiled kernel is made for (contract C6)."""
+def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, Any]:
+    """What a compiled attention kernel is made for (contract C6), and how it is built."""
     head_dim, head_dim_v = queries.q.shape[-1], cache.v.shape[-1]
     return {
         "HEADS_KV": cache.heads,
@@ -245,7 +228,10 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         "PAGE_SIZE": cache.page_size,
         "SOFTCAP": options.softcap > 0,
         "OVERLAP": plan.overlap,
+        "num_warps": plan.tile.num_warps,
+        "num_stages": pipeline_stages(plan, cache),
         **keys.bounds(options, queries.q_len),
+        **overlap.launch_options(plan.overlap),
     }
 
 

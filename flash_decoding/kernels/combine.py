@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, overlap, softmax
+from flash_decoding.kernels import keys, overlap, runs, softmax
 from flash_decoding.kernels.rows import lse_offset
 from flash_decoding.spec import padded
 
@@ -31,12 +31,53 @@ NUM_WARPS = 1
 """A warp reduces without a barrier and starts the soonest: the best of 1 and 4 at every size measured."""
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-SIZES = ["heads", "max_q_len", "new_tokens", "capacity", "num_splits", "split_tiles"]
+SIZES = ["heads", "batch", "max_q_len", "new_tokens", "capacity", "num_splits", "split_tiles"]
 STRIDES = [
     *("window_left", "window_right", "lse_sequence", "lse_head", "lse_token"),
     *("part_lse_sequence", "part_lse_head", "part_lse_token", "part_lse_split"),
 ]
 TABLES = ["cu_seqlens_q_ptr", "cache_seqlens_ptr", "cache_leftpad_ptr"]
+
+
+@triton.jit
+def live_parts(
+    b: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    q_len: tl.tensor,
+    batch: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    max_q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    num_splits: tl.tensor,
+    split_tiles: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+    BALANCED: tl.constexpr,
+) -> tl.tuple:
+    """First part of a row in the scratch (of all sequences, or of its own), and how many were written."""
+    if BALANCED:
+        first_part, live = runs.parts_of(
+            b, num_splits, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
+            new_tokens, capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+    else:
+        row = (token * GROUP + head % GROUP) // BLOCK_M * BLOCK_M
+        first, end = keys.live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
+        lo, hi = keys.visible_slots(
+            row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
+        )
+        first_part = 0
+        _, _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    return first_part, live
 
 
 @triton.jit(do_not_specialize=[*SIZES, *STRIDES, *TABLES])
@@ -52,6 +93,7 @@ def combine_kernel(
     window_left: tl.tensor,
     window_right: tl.tensor,
     heads: tl.tensor,
+    batch: tl.tensor,
     max_q_len: tl.tensor,
     new_tokens: tl.tensor,
     capacity: tl.tensor,
@@ -73,6 +115,7 @@ def combine_kernel(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     ALL_LIVE: tl.constexpr,
+    BALANCED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     blocks: tl.constexpr = (HEAD_DIM_V + BLOCK_COLS - 1) // BLOCK_COLS
@@ -84,14 +127,13 @@ def combine_kernel(
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     if token >= q_len:
         return
-    live_splits = num_splits
+    first_part, live_splits = 0, num_splits
     if not ALL_LIVE:
-        row = (token * GROUP + head % GROUP) // BLOCK_M * BLOCK_M
-        first, end = keys.live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
-        lo, hi = keys.visible_slots(
-            row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
-        )
-        _, _, _, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        first_part, live_splits = live_parts(
+            b, token, head, q_len, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
+            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
+            BOUND_LEFT, BOUND_RIGHT, BALANCED,
+        )  # fmt: skip
 
     # Scalars go to the pointers first: folded into the block of offsets, Triton 3.5 and 3.6 have been seen to
     # miscompile a reduction of this shape.
@@ -99,11 +141,17 @@ def combine_kernel(
     if ALL_LIVE:
         parts = parts_ptr + (q_start + token) * part_strides[0] + head.to(tl.int64) * part_strides[1]
         split_stride = part_strides[2]
+    elif BALANCED:
+        part_row = (tl.cast(first_part, tl.int64) * max_q_len + token) * heads + head
+        parts = parts_ptr + part_row * HEAD_DIM_V
+        split_stride = max_q_len * heads * HEAD_DIM_V
     else:  # scratch of our own is contiguous, which tells the compiler how it is aligned
         parts = parts_ptr + flat_row * num_splits * HEAD_DIM_V
         split_stride = HEAD_DIM_V
     strides = (part_lse_sequence, part_lse_head, part_lse_token)
     part_lse = part_lse_ptr + lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)
+    if BALANCED:
+        part_lse = part_lse_ptr + part_row
     cols = block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     in_row = cols < HEAD_DIM_V
     peak, total = tl.cast(float("-inf"), tl.float32), tl.cast(0.0, tl.float32)
@@ -173,6 +221,7 @@ def launch(
         options.window_left,
         options.window_right,
         heads,
+        queries.batch,
         queries.q_len,
         cache.new_tokens,
         cache.capacity,
@@ -187,6 +236,7 @@ def launch(
         BLOCK_N=tile.block_n,
         BLOCK_S=BLOCK_S,
         ALL_LIVE=False,
+        BALANCED=plan.balanced,
         OVERLAP=plan.overlap,
         num_warps=NUM_WARPS,
         **overlap.launch_options(plan.overlap),
@@ -218,6 +268,7 @@ def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         -1,
         -1,
         heads,
+        batch,
         q_len,
         0,
         0,
@@ -234,6 +285,7 @@ def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         BOUND_LEFT=False,
         BOUND_RIGHT=False,
         ALL_LIVE=True,
+        BALANCED=False,
         OVERLAP=False,
         num_warps=NUM_WARPS,
     )

@@ -80,6 +80,33 @@ def visible_slots(
 
 
 @triton.jit
+def seen_by(
+    b: tl.tensor,
+    row: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    max_q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+) -> tl.tuple:
+    """For a row tile of sequence b: its first query token, how many there are, the end of its slots, and
+    [lo, hi) of those that the tile sees."""
+    q_start, q_len = query_span(b, cu_seqlens_q_ptr, max_q_len)
+    first, end = live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
+    lo, hi = visible_slots(
+        row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
+    )
+    return q_start, q_len, end, lo, hi
+
+
+@triton.jit
 def share(
     lo: tl.tensor, hi: tl.tensor, num_splits: tl.tensor, split_tiles: tl.tensor, BLOCK_N: tl.constexpr
 ) -> tl.tuple:

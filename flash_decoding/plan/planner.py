@@ -7,12 +7,21 @@ from functools import lru_cache
 
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, choose_num_splits, tiles_in
-from flash_decoding.plan.tiles import choose_tile, row_tiles
+from flash_decoding.plan.tiles import choose_tile, residents, roomy_tile, row_tiles
 from flash_decoding.plan.variants import choose_variant
 from flash_decoding.spec import Kind, Plan, Problem, Tile
 
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
+
+BALANCED_MIN_BYTES = 128 << 20
+"""Bytes of a full cache from which work is shared across sequences: below, finding one's share costs more."""
+
+BALANCED_MIN_LEN = 2048
+"""Keys of a full sequence from which it is: shorter ones cannot keep the others waiting for long."""
+
+BALANCED_MAX_ROWS = 64
+"""Packed query rows up to which it is: with more, arithmetic is what has to be shared."""
 
 
 @lru_cache(maxsize=4096)
@@ -38,6 +47,13 @@ def make_plan(
         return _cpu_plan(num_splits=num_splits, batch_invariant=batch_invariant)
     if batch_invariant:
         return _invariant_plan(problem, hardware)
+    if num_splits == 0 and (runs := choose_runs(problem, hardware)) > 0:
+        return _balanced_plan(problem, hardware, runs)
+    return _split_plan(problem, hardware, num_splits)
+
+
+def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
+    """As many splits of each sequence as give every multiprocessor a program, or as many as asked for."""
     tile = choose_tile(problem, hardware)
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
@@ -51,6 +67,35 @@ def make_plan(
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
     return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), hardware.overlaps_launches)
+
+
+def choose_runs(problem: Problem, hardware: Hardware) -> int:
+    """Programs for each key/value head and row tile that share all keys; 0 where splits are better.
+
+    All of them run at once: two or more on a multiprocessor, where their shared memory allows it.
+    """
+    if (
+        problem.batch == 1
+        or problem.dense
+        or problem.rows > BALANCED_MAX_ROWS
+        or problem.visible_len < BALANCED_MIN_LEN
+        or problem.kv_bytes < BALANCED_MIN_BYTES
+    ):
+        return 0
+    tile = roomy_tile(problem, hardware)
+    programs = row_tiles(problem, tile.block_m) * problem.heads_kv
+    runs = hardware.sm_count * residents(problem, tile, hardware) // programs
+    return runs if runs > 1 else 0
+
+
+def _balanced_plan(problem: Problem, hardware: Hardware, runs: int) -> Plan:
+    """Programs that go across sequences: what they read does not depend on whose it is."""
+    reason = (
+        f"{problem.batch} sequences of up to {problem.kv_len} keys, of lengths that the device knows: "
+        f"{runs} programs for each key/value head share all of them"
+    )
+    tile, overlaps = roomy_tile(problem, hardware), hardware.overlaps_launches
+    return Plan("flash_decoding", "triton", tile, runs, 0, (reason,), overlaps, balanced=True)
 
 
 def visible_tiles(problem: Problem, tile: Tile) -> int:

@@ -53,7 +53,7 @@ TILES = (
     # many query tokens: prefill
     TileRow(ANY, 64, 2, Tile(128, 64, 4, 3), H200),
     TileRow(ANY, 128, 2, Tile(64, 64, 4, 3), H200, warpgroups=True),
-    TileRow(ANY, 128, 2, Tile(128, 32, 8, 3), UNMEASURED),
+    TileRow(ANY, 128, 2, Tile(64, 64, 8, 3), UNMEASURED),
     TileRow(ANY, 256, 2, Tile(128, 32, 8, 3), H200, warpgroups=True),
     TileRow(ANY, 256, 2, Tile(64, 64, 8, 2), UNMEASURED),
     # fp32 goes through the ordinary arithmetic units, and its tiles through registers
@@ -84,6 +84,16 @@ def choose_tile(problem: Problem, hardware: Hardware) -> Tile:
     """First row of the table that holds the problem, stepped down until it fits the GPU."""
     programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
     return _tile(problem, hardware, crowded=programs >= 2 * hardware.sm_count)
+
+
+def roomy_tile(problem: Problem, hardware: Hardware) -> Tile:
+    """The tile for a multiprocessor that is not crowded, whatever the batch."""
+    return _tile(problem, hardware, crowded=False)
+
+
+def residents(problem: Problem, tile: Tile, hardware: Hardware) -> int:
+    """Programs that a multiprocessor holds at once, by their shared memory; 2 at most, which keep it busy."""
+    return max(1, min(2, hardware.smem_bytes // smem_bytes(problem, tile)))
 
 
 def tiles_for(problem: Problem, hardware: Hardware) -> tuple[Tile, ...]:

@@ -1,0 +1,144 @@
+"""Attention with the same work for every program, across sequences of any lengths.
+
+The parts are those of :mod:`~flash_decoding.kernels.part`, as in the kernel with even splits; who reads which
+is decided by :mod:`~flash_decoding.kernels.runs`. Every part goes to scratch, where the combine finds it.
+
+Grid (one dimension): row tiles, key/value heads, runs, fastest first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from flash_decoding.kernels import attend, keys, overlap, runs, softmax
+from flash_decoding.kernels.part import read_part
+from flash_decoding.kernels.rows import store_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flash_decoding.spec import KVCache, Options, Plan, Queries
+
+# What changes from call to call must not choose the compiled kernel (contract C6).
+UNSPECIALISED = [
+    *("max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "batch", "num_runs"),
+    *("key_mask_stride", "key_mask_columns", "window_left", "window_right", "table_stride"),
+    *attend.TABLES,
+]
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def attend_balanced_kernel(
+    q_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    lse_ptr: tl.tensor,
+    q_strides: tl.tuple,  # token of the batch, token, head
+    k_strides: tl.tuple,  # page, slot, head
+    v_strides: tl.tuple,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    key_mask_ptr: tl.tensor,
+    key_mask_stride: tl.tensor,  # None, as the columns, without a mask: nothing of it is compiled in then
+    key_mask_columns: tl.tensor,
+    cache_batch_idx_ptr: tl.tensor,
+    block_table_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    alibi_ptr: tl.tensor,
+    alibi_strides: tl.tuple,
+    sinks_ptr: tl.tensor,
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    max_q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    pool_pages: tl.tensor,
+    cache_rows: tl.tensor,
+    table_stride: tl.tensor,
+    batch: tl.tensor,
+    num_runs: tl.tensor,
+    HEADS_KV: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    OVERLAP: tl.constexpr,
+) -> None:
+    if OVERLAP:
+        overlap.wait_for_the_kernel_before()
+        overlap.let_the_next_kernel_start()
+    row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
+    pid = tl.program_id(0)
+    head_kv = pid // row_tiles % HEADS_KV
+    row = pid % row_tiles * BLOCK_M
+    rows = row + tl.arange(0, BLOCK_M)
+    token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
+    run = pid // (row_tiles * HEADS_KV)
+    b, before, size, total_tiles = runs.find(
+        run, num_runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
+        new_tokens, capacity, window_left, window_right, True, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+    )  # fmt: skip
+    at = run * size
+    stop = tl.minimum(at + size, total_tiles)
+    while at < stop:
+        origin, tiles = runs.tiles_of(
+            b, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+            capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        until = tl.minimum(before + tiles, stop)
+        q_start, q_len, end, lo, hi = keys.seen_by(
+            b, row, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+            capacity, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        from_tile = tl.maximum(runs.tile_at(origin, at - before), lo // BLOCK_N)
+        to_tile = tl.minimum(runs.tile_at(origin, until - before), tl.cdiv(hi, BLOCK_N))
+        in_q = rows < q_len * GROUP
+        peak, total, acc = read_part(
+            q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
+            key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
+            alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
+            table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile, to_tile,
+            at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+        )  # fmt: skip
+        part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
+        store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, HEAD_DIM_V, BLOCK_DV)
+        tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
+        at = until
+        before += tiles
+        b += 1
+
+
+def launch(
+    queries: Queries, cache: KVCache, options: Options, plan: Plan, *, parts: Tensor, part_lse: Tensor
+) -> None:
+    """Launch on the device of the tensors.
+
+    Args:
+        queries: the query tokens.
+        cache: the keys and values.
+        options: scale, window, softcap, ALiBi, sinks.
+        plan: tile, and ``num_splits`` runs.
+        parts: contiguous (num_splits + batch - 1, q_len, heads_q, head_dim_v) fp32.
+        part_lse: contiguous (num_splits + batch - 1, q_len, heads_q) fp32.
+    """
+    row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
+    attend_balanced_kernel[(row_tiles * cache.heads * plan.num_splits,)](
+        *attend.inputs(queries, cache, options, parts, part_lse),
+        queries.batch,
+        plan.num_splits,
+        **attend.constants(queries, cache, options, plan),
+    )

@@ -1,0 +1,89 @@
+"""A part: packed query rows over some neighbouring tiles of one sequence's keys."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_decoding.kernels import keys, load, score, softmax
+from flash_decoding.kernels.rows import load_queries
+
+
+@triton.jit
+def read_part(
+    q_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    q_strides: tl.tuple,
+    k_strides: tl.tuple,
+    v_strides: tl.tuple,
+    key_mask_ptr: tl.tensor,
+    key_mask_stride: tl.tensor,
+    key_mask_columns: tl.tensor,
+    cache_batch_idx_ptr: tl.tensor,
+    block_table_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    alibi_ptr: tl.tensor,
+    alibi_strides: tl.tuple,
+    sinks_ptr: tl.tensor,
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    pool_pages: tl.tensor,
+    cache_rows: tl.tensor,
+    table_stride: tl.tensor,
+    b: tl.tensor,
+    head_kv: tl.tensor,
+    token: tl.tensor,  # of each row of the tile, as the next two
+    head: tl.tensor,
+    in_q: tl.tensor,
+    q_start: tl.tensor,
+    q_len: tl.tensor,
+    end: tl.tensor,  # of the sequence's slots
+    lo: tl.tensor,  # visible slots of the tile's rows
+    hi: tl.tensor,
+    first_tile: tl.tensor,
+    end_tile: tl.tensor,
+    is_first: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+) -> tl.tuple:
+    """State (peak, total, acc) of a row tile that has seen tiles [first_tile, end_tile) of sequence b."""
+    q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, HEAD_DIM, BLOCK_D)
+    peak, total, acc = softmax.empty(BLOCK_M, BLOCK_DV)
+    if sinks_ptr is not None:
+        if is_first:  # the sink belongs to one part, so that the merge counts it once
+            peak = tl.load(sinks_ptr + head, mask=in_q, other=0.0).to(tl.float32) * softmax.LOG2E
+            total += 1.0
+
+    position = end - q_len + token
+    slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
+    cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
+    k_base = k_ptr + tl.cast(head_kv, tl.int64) * k_strides[2]
+    v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
+    lanes = tl.arange(0, BLOCK_N)
+    for tile in tl.range(first_tile, end_tile):
+        start = tile * BLOCK_N
+        slots = start + lanes
+        live = (slots >= lo) & (slots < hi)
+        if key_mask_ptr is not None:
+            live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
+        page, slot = load.place(
+            cache_row, start, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE, BLOCK_N
+        )
+        k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
+        sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
+        v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
+        peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
+    return peak, total, acc

@@ -1,0 +1,161 @@
+"""Equal work for every program, whatever the lengths: who reads what is computed on the device.
+
+Even splits give every sequence as many programs as any other, a short one as many as a long one. Here the
+live tiles of all sequences lie one behind the other instead, and each of ``runs`` programs takes as many of
+them as the next, across the borders of sequences::
+
+    tiles   | sequence 0                        | 1 | 2      | 3                    |
+    runs    | run 0     | run 1     | run 2     | run 3     | run 4     | run 5     |
+    parts     0           1           2       2   4 5      6   7          8
+
+What a run has of a sequence is a part. Going along the tiles, each new part belongs to the next run or to the
+next sequence (or both), so run + sequence numbers them, and those of one sequence follow each other. The
+attention kernel and the combine both find them from the lengths, by the same function.
+
+What counts is time, so each sequence counts some tiles more than it has: going over to it costs as much. One
+without tiles counts those alone; somebody has to write its result.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_decoding.kernels import keys
+
+BATCH = tl.constexpr(128)
+"""Sequences looked at together."""
+
+MIN_TILES = tl.constexpr(4)
+"""Tiles of a run at least: shorter ones cost more than they balance."""
+
+CHANGEOVER = tl.constexpr(2)
+"""Tiles that could be read while a program goes over to another sequence."""
+
+ANY_ROW = tl.constexpr(1 << 20)
+
+
+@triton.jit
+def tiles_of(
+    sequences: tl.tensor,
+    batch: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+) -> tl.tuple:
+    """First tile that any query of each sequence sees, and how many it counts; none from ``batch`` on."""
+    inside = sequences < batch
+    length = tl.maximum(tl.load(cache_seqlens_ptr + sequences, mask=inside, other=0), 0)
+    end = tl.minimum(length + new_tokens, capacity)
+    first = tl.zeros_like(end)
+    if cache_leftpad_ptr is not None:
+        first = tl.maximum(tl.load(cache_leftpad_ptr + sequences, mask=inside, other=0), 0)
+    tokens = q_len
+    if cu_seqlens_q_ptr is not None:
+        start = tl.load(cu_seqlens_q_ptr + sequences, mask=inside, other=0)
+        stop = tl.load(cu_seqlens_q_ptr + sequences + 1, mask=inside, other=0)
+        tokens = tl.minimum(stop - start, q_len)
+    lo, hi = keys.visible_slots(
+        0, tokens, first, end, window_left, window_right, GROUP, ANY_ROW, BOUND_LEFT, BOUND_RIGHT
+    )
+    origin = lo // BLOCK_N
+    tiles = tl.maximum(tl.cdiv(hi, BLOCK_N) - origin, 0)
+    return origin, tl.where(inside, tiles + CHANGEOVER, 0)
+
+
+@triton.jit
+def tile_at(origin: tl.tensor, counted: tl.tensor) -> tl.tensor:
+    """The tile that so many counted ones of a sequence end before; changing over comes first."""
+    return origin + tl.maximum(counted - CHANGEOVER, 0)
+
+
+@triton.jit
+def find(
+    target: tl.tensor,
+    runs: tl.tensor,
+    batch: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    BY_RUN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+) -> tl.tuple:
+    """Where a run begins, or a sequence does.
+
+    Returns:
+        The sequence that run ``target`` begins in (``target`` itself unless BY_RUN), the tiles before that
+        sequence, the tiles of a run, and the tiles of all sequences.
+    """
+    lanes = tl.arange(0, BATCH)
+    total = 0
+    for start in range(0, batch, BATCH):
+        _, tiles = tiles_of(
+            start + lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens,
+            capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        total += tl.sum(tiles, 0)
+    size = tl.maximum(tl.cdiv(total, runs), MIN_TILES)
+
+    sequence, before, seen = 0, 0, 0
+    for start in range(0, batch, BATCH):
+        sequences = start + lanes
+        _, tiles = tiles_of(
+            sequences, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens,
+            capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        if BY_RUN:
+            passed = (seen + tl.cumsum(tiles, 0) <= target * size) & (sequences < batch)
+        else:
+            passed = sequences < target
+        sequence += tl.sum(passed.to(tl.int32), 0)
+        before += tl.sum(tl.where(passed, tiles, 0), 0)
+        seen += tl.sum(tiles, 0)
+    return sequence, before, size, total
+
+
+@triton.jit
+def parts_of(
+    b: tl.tensor,
+    runs: tl.tensor,
+    batch: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+) -> tl.tuple:
+    """First part of sequence b among all, and how many it has."""
+    _, before, size, _ = find(
+        b, runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
+        window_left, window_right, False, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+    )  # fmt: skip
+    _, tiles = tiles_of(
+        b, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
+        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+    )  # fmt: skip
+    first_run = before // size
+    return first_run + b, (before + tiles - 1) // size - first_run + 1
