@@ -14,6 +14,7 @@ from flash_decoding.decoder.drafts import Assistant, Drafter, Lookup, check_spec
 from flash_decoding.decoder.forward import Attention, by_blocks, by_model, library_attention
 from flash_decoding.decoder.generate import check_room, generate
 from flash_decoding.decoder.graphs import Graphs
+from flash_decoding.decoder.graphs import why_not as why_no_graphs
 from flash_decoding.decoder.prefill import Progress, prefill
 from flash_decoding.decoder.request import Request, read_request
 from flash_decoding.decoder.rows import OnTokens
@@ -40,7 +41,7 @@ class Decoder:
         batch: rows, one for each sequence.
         capacity: slots of a row, for prompt and new tokens.
         page_size: slots of a page; 0 for a contiguous cache.
-        graphs: replay steps as CUDA graphs; None for where there are any.
+        graphs: replay steps as CUDA graphs; None for where they can be captured.
         fused: run as blocks; None for where the model is known to be made of them.
         prefill_chunk: tokens of a chunk of prompts, over all rows.
         attention: what computes attention in a step in place of the library's own, to compare with;
@@ -51,8 +52,9 @@ class Decoder:
         cache: keys, values and lengths.
 
     Raises:
-        Unsupported: the model is not made of blocks though ``fused`` or ``attention`` asks for it, there are
-            no graphs on its device, or its layers do not all keep keys and values of the same sizes.
+        Unsupported: the model is not made of blocks though ``fused`` or ``attention`` asks for it, its steps
+            cannot be captured though ``graphs`` asks for it, or its layers do not all keep keys and values of
+            the same sizes.
         InvalidInput: a size below 1.
     """
 
@@ -70,8 +72,8 @@ class Decoder:
     ) -> None:
         if prefill_chunk < 1:
             raise InvalidInput("prefill_chunk", prefill_chunk, "1 or more tokens")
-        if graphs and model.device.type != "cuda":
-            raise Unsupported(f"graphs on {model.device}", ("CUDA graphs need a GPU",))
+        if graphs and (obstacles := why_no_graphs(model)):
+            raise Unsupported(f"steps of {type(model).__name__} as CUDA graphs", obstacles)
         reasons = llama.why_not(model)
         if reasons and (fused or attention is not None):
             raise Unsupported(f"{type(model).__name__} as blocks", reasons)
@@ -91,8 +93,8 @@ class Decoder:
         self._attention = attention or library_attention
         as_blocks = not reasons and fused is not False
         self._blocks = llama.read(model, positions=self.cache.capacity) if as_blocks else None
-        on_gpu = model.device.type == "cuda"
-        self._graphs = Graphs(self._forward) if graphs or (graphs is None and on_gpu) else None
+        replays = not why_no_graphs(model) if graphs is None else graphs
+        self._graphs = Graphs(self._forward) if replays else None
         self._assistant: Decoder | None = None
 
     @property

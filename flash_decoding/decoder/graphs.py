@@ -11,8 +11,22 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.cuda import _POOL_HANDLE
+    from transformers import PreTrainedModel
 
 Forward = Callable[[Tensor], Tensor]
+
+
+def why_not(model: PreTrainedModel) -> tuple[str, ...]:
+    """Reasons why a model's steps cannot be captured; none if they can."""
+    experts = model._can_set_experts_implementation() and model.config._experts_implementation
+    checks = (
+        (model.device.type != "cuda", f"it is on {model.device}, and CUDA graphs need a GPU"),
+        (
+            experts == "eager",
+            'the host looks for the experts of each token; set_experts_implementation("batched_mm") ends that',
+        ),
+    )
+    return tuple(reason for fails, reason in checks if fails)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ INVARIANT_RAGGED_Q_LEN = 8
 BALANCED_MIN_BYTES = 128 << 20
 """Bytes of a full cache from which work is shared across sequences: below, finding one's share costs more."""
 
-BALANCED_MIN_LEN = 2048
+BALANCED_MIN_LEN = 8192
 """Keys of a full sequence from which it is: shorter ones cannot keep the others waiting for long."""
 
 BALANCED_MAX_ROWS = 64

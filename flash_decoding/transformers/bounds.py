@@ -14,7 +14,7 @@ dimension 2             2 instead of 1 where the mask has a window that hides ke
 ======================  ====================================================================================
 
 Shapes say what kind of mask it is because the host has to know, and cannot read a tensor without waiting.
-Bytes are packed so that reading them back is a view, and no layer has to convert them again.
+They are integers because not every compiler takes booleans for bytes.
 """
 
 from __future__ import annotations
@@ -54,13 +54,14 @@ def pack(bounds: Bounds) -> Tensor:
     if bounds.key_mask is None:
         return header[:, None, None].expand(shape)
     batch, columns = bounds.key_mask.shape
-    whole = bounds.key_mask.new_zeros(batch, -(-columns // _BYTES) * _BYTES)
+    words = -(-columns // _BYTES)
+    whole = torch.zeros(batch, words * _BYTES, dtype=torch.uint8, device=bounds.key_mask.device)
     whole[:, :columns] = bounds.key_mask
     return torch.cat((header, whole.view(torch.int32)), dim=1)[:, None, None].expand(shape)
 
 
 def unpack(mask: Tensor, capacity: int) -> Bounds:
-    """The parts of :func:`pack`'s tensor: views of it, except for starts and lengths beside a key mask.
+    """The parts of :func:`pack`'s tensor: views of it, but copies where there is a key mask.
 
     Args:
         mask: what a layer got as its attention mask.
@@ -77,6 +78,6 @@ def unpack(mask: Tensor, capacity: int) -> Bounds:
     flat = mask[:, 0, 0]
     key_mask = None
     if mask.shape[3] > _HEADER:
-        key_mask = flat[:, _HEADER:].view(torch.bool)[:, :capacity]
+        key_mask = (flat[:, _HEADER:].view(torch.uint8) != 0)[:, :capacity]
     starts, lengths = (flat[:, column].contiguous() for column in range(_HEADER))
     return Bounds(starts, lengths, key_mask, mask.shape[1] == 1, mask.shape[2] == 2)
