@@ -23,7 +23,7 @@ def why_not(model: PreTrainedModel) -> tuple[str, ...]:
         (model.device.type != "cuda", f"it is on {model.device}, and CUDA graphs need a GPU"),
         (
             experts == "eager",
-            'the host looks for the experts of each token; set_experts_implementation("batched_mm") ends that',
+            'the host looks for experts; model.set_experts_implementation("batched_mm") ends that',
         ),
     )
     return tuple(reason for fails, reason in checks if fails)
