@@ -16,7 +16,7 @@ from flash_decoding.decoder.drafts import Text
 from flash_decoding.decoder.request import Request, read_request
 from flash_decoding.decoder.sampling import Drafts, verified
 from flash_decoding.errors import InvalidInput, Unsupported
-from tests.decoder_tools import DEVICES, GREEDY, make_decoder, texts_of
+from tests.decoder_tools import DEVICES, GREEDY, make_decoder, make_tokenizer, texts_of
 from tests.transformers_tools import make_model
 
 NEW = 24
@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "many ends": {"eos_token_id": COMMON_ENDS},
     "penalties": {"repetition_penalty": 1.8, "no_repeat_ngram_size": 3},
     "least new tokens": {"min_new_tokens": 9, "eos_token_id": COMMON_ENDS},
+    "stop strings": {"stop_strings": ["w1"], "tokenizer": make_tokenizer()},
     "one likely token": {"do_sample": True, "top_k": 1},
 }
 

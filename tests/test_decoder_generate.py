@@ -199,7 +199,16 @@ def test_tokens_are_told_in_order_and_false_stops() -> None:
     texts = texts_of(*LENGTHS)
     call: dict[str, Any] = {"max_new_tokens": NEW} | GREEDY | {"eos_token_id": COMMON_ENDS}
     told: list[list[list[int]]] = []
-    got = [row.tolist() for row in decoder.generate(texts, on_tokens=told.append, **call)]
+    held: list[list[int]] = []
+
+    def listen(new: list[list[int]]) -> None:
+        told.append(new)
+        held.append(decoder.lengths)
+
+    got = [row.tolist() for row in decoder.generate(texts, on_tokens=listen, **call)]
+    ends = [len(text) + len(row) for text, row in zip(texts, got, strict=True)]
+    for row, end in enumerate(ends):
+        assert max(lengths[row] for lengths in held) <= end, "a row that is over stays as it is"
     assert [[token for new in told for token in new[row]] for row in range(3)] == got
     assert len(told) == max(len(row) for row in got)
     assert all(len(new) <= 1 for step in told for new in step)
@@ -211,8 +220,8 @@ def test_tokens_are_told_in_order_and_false_stops() -> None:
 
     short = [row.tolist() for row in decoder.generate(texts, on_tokens=until_the_second, **call)]
     assert short == [row[:2] for row in got]
-    held = [len(text) + len(row) - 1 for text, row in zip(texts, short, strict=True)]
-    assert decoder.lengths == held == decoder.cache.storage.cache_seqlens.tolist()
+    kept = [len(text) + len(row) - 1 for text, row in zip(texts, short, strict=True)]
+    assert decoder.lengths == kept == decoder.cache.storage.cache_seqlens.tolist()
 
 
 def test_progress_of_the_prompts() -> None:

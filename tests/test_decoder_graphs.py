@@ -71,7 +71,7 @@ def test_drafts_need_two_graphs_of_the_model_and_two_of_the_assistant(captured: 
     texts = texts_of(9, 5, 7)
     for _ in range(3):
         decoder.generate(texts, assistant=assistant, max_new_tokens=30, num_assistant_tokens=3, **GREEDY)
-    assert set(captured) <= {1, 2, 4}
+    assert {2, 4} <= set(captured) <= {1, 2, 4}
     assert len(captured) <= 4
 
 

@@ -1,4 +1,4 @@
-"""From a folder on disk to text: a checkpoint in shards, its tokenizer, and 2,000 tokens as eager has them."""
+"""From a folder on disk to text: a checkpoint in shards, its tokenizer, and 2,000 tokens as from eager."""
 
 from __future__ import annotations
 
