@@ -17,7 +17,7 @@ READY = $(VENV)/ready
 .PHONY: demo test check gpu bench import-time clean
 
 demo: $(READY)  ## Attention, then a whole model, on whatever device is here: tables, records and plots in $(OUT)/
-	$(BIN)/flash-decoding bench --quick --out $(OUT)
+	$(BIN)/flash-decoding bench --out $(OUT)
 	$(BIN)/flash-decoding bench --suite model --quick --out $(OUT)
 
 test: $(READY)  ## All tests; those that need a GPU say that they were skipped

@@ -35,7 +35,7 @@ class Request:
     rows: str | None = None
     """Such as ``256x256,1x65536``; None: the announcement's."""
     quick: bool = False
-    """Three rows, and less time for each; of models a small one, and nothing that compiles for minutes."""
+    """Less time: three rows of attention, or a small model and nothing that compiles for minutes."""
     model: str | None = None
     """A configuration by name, a folder with a checkpoint, or an id of the hub."""
     contexts: str | None = None

@@ -79,8 +79,8 @@ def _cases(request: Request, device: torch.device) -> list[Case]:
 
 
 def _effort(device: torch.device, *, quick: bool) -> Effort:
-    """So that ten rows of all columns take about two minutes on two CPU cores, and less on a GPU."""
-    budget_s, fewest = (0.7, 3) if device.type == "cpu" else (0.15, 20)
+    """So that ten rows of all columns take little more than a minute on two CPU cores, and less on a GPU."""
+    budget_s, fewest = (0.4, 3) if device.type == "cpu" else (0.15, 20)
     return Effort(budget_s=budget_s / 4 if quick else budget_s, min_samples=fewest)
 
 

@@ -22,11 +22,9 @@ from flash_decoding.bench.record import Record
 from flash_decoding.bench.request import Request, device_of, dtype_of
 from flash_decoding.errors import InvalidInput
 
-CONTEXTS = {
-    "cpu": (512, 1024, 2048, 4096, 8192, 16384),
-    "cuda": (512, 2048, 4096, 8192, 16384, 32768, 65536, 131072),
-}
-QUICK_CONTEXTS = {"cpu": (512, 4096, 16384), "cuda": (512, 8192, 65536)}
+CPU_CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384)
+CONTEXTS = {"cpu": CPU_CONTEXTS, "cuda": (512, 2048, 4096, 8192, 16384, 32768, 65536, 131072)}
+QUICK_CONTEXTS = {"cpu": CPU_CONTEXTS, "cuda": (512, 4096, 16384, 65536)}
 MODELS = {"cpu": "tiny-llama-cpu", "cuda": "Llama-3.1-8B"}
 QUICK_MODELS = {"cpu": "tiny-llama-cpu", "cuda": "Qwen3-0.6B"}
 BURSTS = {"cpu": 1, "cuda": 8}
