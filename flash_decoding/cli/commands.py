@@ -39,7 +39,9 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for the record and the plot.")] = Path("results"),
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Record only.")] = False,
     rows: Annotated[str | None, typer.Option(help="attention: batch x length, such as 1x65536.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Three rows of attention, or a small model; less time.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three rows of attention, or a small model; less time.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="model: such as CodeLlama-34B, a folder, or an id of the hub.")
     ] = None,
