@@ -1,4 +1,4 @@
-"""Name the commit in records made from a copy of the source that had no repository with it.
+"""Name the commit in records made from a copy of the source whose repository was older, or missing.
 
     python -m tools.stamp RECORD.json...
 
@@ -20,7 +20,7 @@ def stamp(path: Path, here: dict[str, object]) -> str:
     record = json.loads(path.read_text())
     environment = record["environment"]
     environment["command"] = without_folders(environment["command"])
-    if environment["commit"] is not None:
+    if environment["commit"] is not None and not environment["dirty"]:
         path.write_text(json.dumps(record, indent=1) + "\n")
         return f"{path}: already names {environment['commit']}"
     if environment["source_sha256"] != here["source_sha256"]:
