@@ -102,7 +102,8 @@ def weight_bytes(model: PreTrainedModel, batch: int) -> int:
     Of a table that only embeds tokens it reads a row per sequence; one that gives the logits as well it reads
     on the whole.
     """
-    table, head = model.get_input_embeddings().weight, model.lm_head.weight
+    table = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
     assert isinstance(table, Tensor)
     every = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if table is head:
