@@ -6,6 +6,7 @@ Run as a script, in a process of its own, since the interpreter and the compiler
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -23,8 +24,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from flash_decoding import execute
-from flash_decoding.kernels import append
+from flash_decoding.kernels import append, linear
 from flash_decoding.plan import Hardware, make_plan
+from flash_decoding.plan.linear import choose_linear_tile
+from flash_decoding.projection import Norm, Projection
 from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
 
 TARGETS = {
@@ -51,9 +54,16 @@ class Case:
     page_size: int = 0
     options: tuple[tuple[str, Any], ...] = ()
     num_splits: int = 8
+    runs: int = 0
+    """Where > 0, work is shared across sequences by so many programs a head."""
+    linear: bool = False
+    """The linear layers of a step in place of its attention."""
 
 
 CASES = (
+    Case("balanced", runs=33),
+    Case("balanced_paged_16", runs=33, page_size=16),
+    Case("linear", linear=True),
     Case("decode_contiguous"),
     Case("decode_paged_16", page_size=16),
     Case("decode_paged_256", dtype=torch.float16, page_size=256),
@@ -119,11 +129,34 @@ def tensors(case: Case) -> tuple[Queries, KVCache, Options]:
     return queries, cache, Options.make(head_dim=case.head_dim, **extras)
 
 
+def linear_launches(case: Case, hardware: Hardware) -> None:
+    """A layer of a model, with all that can go with it."""
+
+    def weight(rows: int) -> torch.Tensor:
+        return torch.empty(rows, 4096, dtype=case.dtype)
+
+    norm = Norm(torch.empty(4096, dtype=case.dtype), 1e-5)
+    qkv = Projection((weight(4096), weight(1024), weight(1024)), (weight(1)[0],) * 3, norm)
+    gate_up = Projection((weight(14336), weight(14336)), norm=norm, gated="silu")
+    x = torch.empty(16, 4096, dtype=case.dtype)
+    for layer in (qkv, gate_up, Projection((weight(4096),))):
+        rows = [w.shape[0] for w in layer.weights]
+        tile = choose_linear_tile(rows[:1] if layer.gated else rows, hardware, gated=layer.gated is not None)
+        out = torch.empty(16, layer.rows, dtype=case.dtype)
+        residual = None if layer.norm else out
+        linear.launch(x, layer, tile, residual=residual, out=out, overlaps=hardware.overlaps_launches)
+
+
 def launches(case: Case, hardware: Hardware) -> None:
     """Everything that the library launches for the case."""
+    if case.linear:
+        linear_launches(case, hardware)
+        return
     queries, cache, options = tensors(case)
     problem = execute.problem_of(queries, cache, options, return_lse=True)
     plan = make_plan(problem, hardware, num_splits=case.num_splits)
+    if case.runs:
+        plan = dataclasses.replace(plan, num_splits=case.runs, balanced=True)
     execute.run_kernels(queries, cache, options, plan)
     if case.q_len == 1:
         new = torch.empty(1, 1, case.heads[1], case.head_dim, dtype=case.dtype)

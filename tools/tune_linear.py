@@ -26,6 +26,7 @@ from torch.nn import functional
 from flash_decoding.bench.capture import make_ready
 from flash_decoding.bench.environment import describe
 from flash_decoding.bench.timing import Burst, Call, Effort, measure
+from flash_decoding.decoder.linear import with_pytorch
 from flash_decoding.kernels import linear
 from flash_decoding.plan import Hardware
 from flash_decoding.plan.linear import even_step
@@ -37,6 +38,9 @@ COMPILERS = 14
 """Processes that compile side by side before anything is timed."""
 
 TOKENS = (1, 16)
+
+COMPILED = ("34B qkv", "34B gate_up", "34B down")
+"""Shapes that torch.compile is measured on, too: it takes its time."""
 
 AHEAD = (512, 2048)
 """Bytes of each row to ask for before waiting."""
@@ -119,6 +123,19 @@ def cublas(layer: Projection, x: Tensor) -> Call:
     return lambda: functional.linear(x, merged)
 
 
+def compiled(layer: Projection, x: Tensor) -> Call:
+    """All of it as ``torch.compile`` chooses, one graph for each layer's weights."""
+
+    def run(x: Tensor, weights: tuple[Tensor, ...], factors: Tensor | None) -> Tensor:
+        norm = None if factors is None or layer.norm is None else Norm(factors, layer.norm.eps)
+        return with_pytorch(Projection(weights, norm=norm, gated=layer.gated), x, None)
+
+    fast = torch.compile(run, mode="max-autotune-no-cudagraphs", dynamic=False)
+    factors = None if layer.norm is None else layer.norm.weight
+    result: Call = lambda: fast(x, layer.weights, factors)  # noqa: E731 - one call, as of all contenders
+    return result
+
+
 def tune(name: str, tokens: int) -> dict[str, Any]:
     """Times of all candidates for one layer and number of tokens, the fastest first."""
     shape = SHAPES[name]
@@ -126,6 +143,9 @@ def tune(name: str, tokens: int) -> dict[str, Any]:
     x = torch.randn(tokens, shape.columns, dtype=torch.bfloat16, device=DEVICE)
     made = {str(dataclasses.astuple(t)): [ours(layer, x, t) for layer in layers] for t in candidates(shape)}
     made["cuBLAS"] = [cublas(layer, x) for layer in layers]
+    if name in COMPILED:
+        torch.compiler.reset()
+        made["torch.compile"] = [compiled(layer, x) for layer in layers]
     bursts: dict[str, Burst] = {label: make_ready(calls, DEVICE).burst for label, calls in made.items()}
     timings = measure(bursts, Effort(budget_s=0.01, min_samples=5, max_samples=20, warmups=1))
     ranked = sorted(timings, key=lambda label: timings[label].median_s)
@@ -160,11 +180,9 @@ def main(record: str, *shapes: str) -> None:
         found = tune(name, tokens)
         content["shapes"].append(found)
         speeds = [f"{t['tile']} {t['median_us']:.1f}us" for t in found["tiles"][:5]]
-        cublas_us = next(t["median_us"] for t in found["tiles"] if t["tile"] == "cuBLAS")
+        others = {t["tile"]: t["median_us"] for t in found["tiles"] if not t["tile"].startswith("(")}
         rate = found["weight_bytes"] / found["tiles"][0]["median_us"] / 1e6
-        sys.stdout.write(
-            f"{name:<12} x{tokens:<3} {rate:.2f} TB/s  cuBLAS {cublas_us:.1f}  {', '.join(speeds)}\n"
-        )
+        sys.stdout.write(f"{name:<12} x{tokens:<3} {rate:.2f} TB/s  {others}  {', '.join(speeds)}\n")
         sys.stdout.flush()
         Path(record).write_text(json.dumps(content, indent=1) + "\n")
 

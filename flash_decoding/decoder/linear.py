@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -25,9 +26,12 @@ def apply(projection: Projection, x: Tensor, residual: Tensor | None = None) -> 
         (tokens, rows), in the dtype of x.
     """
     if why_not(x):
-        return _with_pytorch(projection, x, residual)
+        return with_pytorch(projection, x, residual)
     from flash_decoding.kernels import linear
 
+    if projection.norm is not None and x.dtype == torch.float16:
+        # The kernel divides by the norm at the end of its walk; until then fp16 has no room for outliers.
+        x, projection = normalised(x, projection.norm), dataclasses.replace(projection, norm=None)
     out = x.new_empty(x.shape[0], projection.rows)
     hardware = Hardware.of(x.device)
     heights = tuple(weight.shape[0] for weight in projection.weights)
@@ -58,7 +62,8 @@ def normalised(x: Tensor, norm: Norm) -> Tensor:
     return (wide * (norm.weight.to(wide.dtype) + norm.offset)).to(x.dtype)
 
 
-def _with_pytorch(projection: Projection, x: Tensor, residual: Tensor | None) -> Tensor:
+def with_pytorch(projection: Projection, x: Tensor, residual: Tensor | None) -> Tensor:
+    """The same in PyTorch's operators, for any number of tokens, dtype and device."""
     if projection.norm is not None:
         x = normalised(x, projection.norm)
     biases = projection.biases or (None,) * len(projection.weights)
