@@ -15,8 +15,10 @@ from torch import Tensor
 
 from flash_decoding.spec import KVCache, Options, Queries, padded
 
-BLOCK_N = 64
-NUM_WARPS = 8
+BLOCK_N = 512
+NUM_WARPS = 16
+"""As much in flight as the registers of a multiprocessor hold: the block has it to itself."""
+
 LOG2_E = 1.4426950408889634
 
 
