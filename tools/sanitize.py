@@ -6,6 +6,7 @@ entries and lengths that are plainly wrong: whatever the numbers say, no access 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
@@ -13,9 +14,11 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 import torch
 
 from flash_decoding import execute
-from flash_decoding.kernels import append, combine
+from flash_decoding.kernels import append, combine, linear
 from flash_decoding.plan import Hardware, make_plan
-from flash_decoding.spec import KVCache, NewTokens, Rotary
+from flash_decoding.plan.linear import choose_linear_tile
+from flash_decoding.projection import Norm, Projection
+from flash_decoding.spec import KVCache, NewTokens, Plan, Rotary
 from tests.helpers import Case, make_inputs
 from tests.kernel_cases import EDGES
 
@@ -26,7 +29,14 @@ def run_case(case: Case, num_splits: int) -> None:
     """One attention call through the Triton variant."""
     inputs = make_inputs(case, device=DEVICE)
     problem = execute.problem_of(*inputs, return_lse=True)
-    execute.run_kernels(*inputs, make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits))
+    plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
+    execute.run_kernels(*inputs, plan)
+    execute.run_kernels(*inputs, across_sequences(plan))
+
+
+def across_sequences(plan: Plan) -> Plan:
+    """The plan with its work shared across sequences, which the planner keeps for large caches."""
+    return dataclasses.replace(plan, kind="flash_decoding", num_splits=5, split_tokens=0, balanced=True)
 
 
 def run_wrong_numbers() -> None:
@@ -40,10 +50,26 @@ def run_wrong_numbers() -> None:
         problem = execute.problem_of(queries, wrong, options, return_lse=True)
         plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
         execute.run_kernels(queries, wrong, options, plan)
+        execute.run_kernels(queries, wrong, options, across_sequences(plan))
     new = torch.randn(2, 3, 2, 64, device=DEVICE, dtype=torch.float16)
     angles = torch.rand(20, 16, device=DEVICE, dtype=torch.float16)
     q_rotated = torch.empty_like(queries.q)
     append.launch(NewTokens(new, new, Rotary(angles, angles), queries.q, q_rotated), wrong, overlaps=True)
+
+
+def run_linear_layers() -> None:
+    """Rows and columns that fill no tile, with all that goes with them."""
+    for rows, columns, gated in (((33, 7, 5), 100, False), ((40, 40), 72, True), ((130,), 264, False)):
+        weights = tuple(torch.randn(r, columns, device=DEVICE, dtype=torch.float16) for r in rows)
+        biases = tuple(weight[:, 0].contiguous() for weight in weights)
+        norm = Norm(torch.rand(columns, device=DEVICE, dtype=torch.float16), 1e-5)
+        layer = Projection(weights, biases, norm, "silu" if gated else None)
+        tile = choose_linear_tile(rows[:1] if gated else rows, Hardware.of(DEVICE), gated=gated)
+        for tokens in (1, 5, 16):
+            x = torch.randn(tokens, columns, device=DEVICE, dtype=torch.float16)
+            out = torch.empty(tokens, layer.rows, device=DEVICE, dtype=torch.float16)
+            residual = torch.randn_like(out)
+            linear.launch(x, layer, tile, residual=residual, out=out, overlaps=True)
 
 
 def main() -> None:
@@ -52,6 +78,7 @@ def main() -> None:
         for num_splits in (1, 3):
             run_case(case, num_splits)
     run_wrong_numbers()
+    run_linear_layers()
     outs, lses = torch.randn(40, 2, 1, 4, 80, device=DEVICE), torch.randn(40, 2, 4, 1, device=DEVICE)
     combine.merge(outs, lses, out=torch.empty_like(outs[0]), lse=torch.empty_like(lses[0]))
     torch.cuda.synchronize()
