@@ -168,9 +168,20 @@ def sliced(model: Any) -> None:
     model.config.pretraining_tp = 2
 
 
+def mixed(model: Any) -> None:
+    model.lm_head.to(torch.float64)
+
+
+def transposed(model: Any) -> None:
+    layer = model.model.layers[0].mlp.down_proj
+    layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t())
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (mixed, "contiguous"),
+        (transposed, "contiguous"),
         (adapted, "quantised, wrapped or adapted"),
         (reactivated, "activation"),
         (rerotated, "rotary angles"),

@@ -53,6 +53,7 @@ def why_not(model: PreTrainedModel) -> tuple[str, ...]:
     """Reasons why a model is not read as blocks; none if it is."""
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
     kinds = {type(module) for name, module in model.named_modules() if name.endswith("_proj")}
     checks = (
         (config.model_type not in FAMILIES, f"its type {config.model_type!r} is none of {sorted(FAMILIES)}"),
@@ -65,9 +66,17 @@ def why_not(model: PreTrainedModel) -> tuple[str, ...]:
             "its rotary angles depend on more than positions",
         ),
         (kinds != {nn.Linear}, "its linear layers are quantised, wrapped or adapted"),
+        (
+            not all(_is_plain(layer.weight, model) for layer in layers),
+            f"its weights are not all {model.dtype}, contiguous, and on {model.device}",
+        ),
         (getattr(config, "pretraining_tp", 1) != 1, "its weights are used in slices (pretraining_tp)"),
     )
     return tuple(reason for fails, reason in checks if fails)
+
+
+def _is_plain(weight: Tensor, model: PreTrainedModel) -> bool:
+    return weight.dtype == model.dtype and weight.device == model.device and weight.is_contiguous()
 
 
 def read(model: PreTrainedModel, *, positions: int) -> Blocks:
