@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedConfig, masking_utils
 
+import flash_decoding.transformers
 from flash_decoding.errors import InvalidInput, Unsupported
 from flash_decoding.transformers import mask as mask_file
 from flash_decoding.transformers.bounds import Bounds, pack, unpack
@@ -63,6 +64,7 @@ def test_bounds_say_what_the_matrix_says(tracing: bool, call: dict[str, Any]) ->
     config.sliding_window = window
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_file, "is_tracing", lambda _: tracing)
+        patch.setattr(mask_file, "is_torchdynamo_compiling", lambda: tracing)
         got = attention_mask(**call, config=config)
     bounds = None if got is None else unpack(got, call["kv_length"])
     wanted = masking_utils.sdpa_mask(**call, allow_is_causal_skip=False)
@@ -109,16 +111,18 @@ def test_nobody_looks_while_a_graph_is_traced(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("columns", [0, 1, 4, 7, 8])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("windowed", [False, True])
-def test_bounds_come_back_as_they_were(columns: int, causal: bool, windowed: bool) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_bounds_come_back_as_they_were(columns: int, causal: bool, windowed: bool, packed: bool) -> None:
+    causal = causal or packed
     starts, lengths = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([5, 8], dtype=torch.int32)
     key_mask = torch.rand(2, columns) < 0.5 if columns else None
-    made = pack(Bounds(starts, lengths, key_mask, causal, windowed))
+    made = pack(Bounds(starts, lengths, key_mask, causal, windowed, packed))
     assert made.dtype == torch.int32
     assert made.ndim == 4
     back = unpack(made, columns)
     assert torch.equal(back.starts, starts)
     assert torch.equal(back.lengths, lengths)
-    assert (back.causal, back.windowed) == (causal, windowed)
+    assert (back.causal, back.windowed, back.packed) == (causal, windowed, packed)
     if key_mask is None:
         assert back.key_mask is None
     else:
@@ -133,7 +137,8 @@ OTHERS = {
         masking_utils.causal_mask_function, masking_utils.blockwise_overlay(torch.zeros(2, 8))
     ),
     "packed_sequence_mask_function": masking_utils.and_masks(
-        masking_utils.causal_mask_function, masking_utils.packed_sequence_mask_function(torch.zeros(2, 8))
+        masking_utils.bidirectional_mask_function,
+        masking_utils.packed_sequence_mask_function(torch.zeros(2, 8)),
     ),
     "padding_mask_function": masking_utils.and_masks(masking_utils.causal_mask_function, USERS),
     "or_masks": masking_utils.or_masks(masking_utils.causal_mask_function, USERS),
@@ -163,11 +168,32 @@ TRACED: dict[str, dict[str, Any]] = {
 def test_other_patterns_are_refused_while_tracing_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the arguments that Transformers passes along with each, for a model with a window of 6."""
     monkeypatch.setattr(mask_file, "is_tracing", lambda _: True)
+    monkeypatch.setattr(mask_file, "is_torchdynamo_compiling", lambda: True)
     config = PreTrainedConfig()
     facts = dict(TRACED[name])
     config.sliding_window, config.attention_chunk_size = 6, facts.pop("attention_chunk_size", None)
     with pytest.raises(Unsupported, match="mask"):
         attention_mask(**call_of(mask_function=OTHERS[name], config=config), **facts)
+
+
+@pytest.mark.parametrize("window", [None, 2, 5])
+@pytest.mark.parametrize("capturing", [False, True])
+def test_packed_sequences_are_told_apart(
+    window: int | None, capturing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Transformers asks for them by positions; while a graph is captured, functions can be looked into."""
+    flash_decoding.transformers.register()
+    monkeypatch.setattr(mask_file, "is_tracing", lambda _: capturing)
+    config = PreTrainedConfig()
+    config.sliding_window, config._attn_implementation = window, "flash_decoding"
+    kinds = [masking_utils.create_causal_mask, masking_utils.create_sliding_window_causal_mask]
+    asked: Any = {"attention_mask": None, "past_key_values": None}
+    asked["position_ids"] = torch.tensor([[0, 1, 0, 1, 2]])
+    made = kinds[window is not None](config, torch.zeros(1, 5, 8), **asked)
+    assert isinstance(made, Tensor)
+    bounds = unpack(made, 5)
+    assert (bounds.packed, bounds.causal, bounds.windowed) == (True, True, window == 2)
+    assert bounds.key_mask is None
 
 
 def test_masks_of_other_shapes_are_refused() -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching import initialization
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
-import flash_decoding.transformers
 from flash_decoding import Unsupported
 from flash_decoding.transformers import paged
+from flash_decoding.transformers.bounds import Bounds, pack
 from tests.helpers import Case, assert_close_to_reference, make_inputs
 from tests.transformers_tools import VOCAB, make_model
 
@@ -59,8 +58,9 @@ def settings() -> tuple[GenerationConfig, ContinuousBatchingConfig]:
         "pad_token_id": 0,
     }
     generation = GenerationConfig(**how)  # type: ignore[no-untyped-call]
-    engine = ContinuousBatchingConfig(block_size=16, num_blocks=24, max_batch_tokens=24)
-    return generation, engine
+    names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    page: dict[str, Any] = {"page_size" if "page_size" in names else "block_size": 16}
+    return generation, ContinuousBatchingConfig(**page, num_blocks=24, max_batch_tokens=24)
 
 
 def generate_both(family: str, device: str) -> tuple[Any, list[list[int]], list[list[int]]]:
@@ -109,21 +109,43 @@ def test_windows_are_decoded_from_gathered_keys(calls: dict[str, int]) -> None:
 
 
 @dataclasses.dataclass
-class FakeCache:
+class Grouped:
     """As much of Transformers' paged cache as a step of decoding asks for: two groups of one layer each."""
 
-    key_cache: list[Tensor]
-    value_cache: list[Tensor]
-    block_size: int = 8
-    head_dim: int = 32
-    sliding_windows: dict[int, int] = dataclasses.field(default_factory=lambda: {0: 1, 1: 1})
-    layer_index_to_group_indices: dict[int, tuple[int, int]] = dataclasses.field(
-        default_factory=lambda: {0: (0, 0), 1: (1, 0)}
-    )
+    k: Tensor
+    v: Tensor
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        self.block_size = 8
+        self.key_cache, self.value_cache = [self.k.flatten(0, 1)], [self.v.flatten(0, 1)]
+        self.sliding_windows = {0: 1, 1: self.window or 1}
+        self.layer_index_to_group_indices = {0: (0, 0), 1: (1, 0)}
 
 
-def decode_arguments(device: str, requests: int) -> tuple[Any, dict[str, Any]]:
+@dataclasses.dataclass
+class Allocating:
+    """The same, as later releases have it."""
+
+    k: Tensor
+    v: Tensor
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        pools = {"get_cache_for_block_table": lambda layer: (self.k, self.v)}
+        kind = "full_attention" if self.window is None else "sliding_attention"
+        one, other = SimpleNamespace(index=0), SimpleNamespace(index=1, layer_type=kind, **pools)
+        if self.window is not None:
+            other.sliding_window = self.window
+        self.layer_to_allocator = {0: one, 1: other}
+
+
+LAYOUTS = [Grouped, Allocating]
+
+
+def decode_arguments(device: str, requests: int, layout: type = Grouped) -> tuple[Any, dict[str, Any]]:
     """A step of the first ``requests`` of four requests for layer 1, filled up to four; and its inputs."""
+    longest = "max_seqlen" if layout is Grouped else "max_length"
     case = Case(batch=4, q_len=1, page_size=8, capacity=40, seqlens=(9, 40, 1, 24), causal=True, softcap=2.0)
     case = dataclasses.replace(case, sinks=True, softmax_scale=0.3)
     inputs = make_inputs(case, device=device, poison=0.0)
@@ -133,15 +155,15 @@ def decode_arguments(device: str, requests: int) -> tuple[Any, dict[str, Any]]:
     assert cache.block_table is not None
     columns = torch.arange(5, device=device) < (lengths[:, None] + 7) // 8
     table = cache.block_table.where(columns, -1)
-    fake = FakeCache([cache.k.clone().flatten(0, 1)], [cache.v.clone().flatten(0, 1)])
+    fake = layout(cache.k.clone(), cache.v.clone())
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     arguments = {
         "cache": fake,
         "block_table": torch.stack((torch.full_like(table, -1), table)),
         "cu_seq_lens_q": torch.arange(5, dtype=torch.int32, device=device),
         "cu_seq_lens_k": {"full_attention": offsets},
-        "max_seqlen_q": 1,
-        "max_seqlen_k": {"full_attention": 1},
+        f"{longest}_q": 1,
+        f"{longest}_k": {"full_attention": 1, "sliding_attention": 1},
         "scaling": options.softmax_scale,
         "softcap": options.softcap,
         "s_aux": options.sinks,
@@ -156,10 +178,11 @@ def new_keys(device: str) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("requests", [4, 2])
-def test_a_step_appends_and_attends(requests: int, device: str) -> None:
+def test_a_step_appends_and_attends(requests: int, layout: type, device: str) -> None:
     """Each token goes to its page, the rest of the pool is left alone, and rows that only fill up are 0."""
-    inputs, arguments = decode_arguments(device, requests)
+    inputs, arguments = decode_arguments(device, requests, layout)
     queries, cache, _ = inputs
     k, v = new_keys(device)
     layer = SimpleNamespace(layer_idx=1)
@@ -174,8 +197,8 @@ def test_a_step_appends_and_attends(requests: int, device: str) -> None:
             page = int(cache.block_table[b, (length - 1) // 8])
             pool[page, (length - 1) % 8] = new[0, :, b]
     fake = arguments["cache"]
-    assert torch.equal(fake.key_cache[0], cache.k.flatten(0, 1))
-    assert torch.equal(fake.value_cache[0], cache.v.flatten(0, 1))
+    assert torch.equal(fake.k, cache.k)
+    assert torch.equal(fake.v, cache.v)
     live = slice(0, requests)
     table = cache.block_table[live]
     cache = dataclasses.replace(cache, cache_seqlens=cache.cache_seqlens[live], block_table=table)
@@ -183,12 +206,16 @@ def test_a_step_appends_and_attends(requests: int, device: str) -> None:
     assert_close_to_reference(out[live, None], None, queries, cache, inputs.options)
 
 
+NONE = torch.zeros(1, dtype=torch.int32)
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cache": None}, "without a paged cache"),
     ({"position_bias": torch.zeros(1)}, "position_bias"),
     ({"dropout": 0.1}, "dropout"),
     ({"is_causal": False}, "not causal"),
     ({"attention_mask": torch.zeros(1)}, "an attention mask"),
+    ({"attention_mask": pack(Bounds(NONE, NONE))}, "an attention mask for"),
+    ({"attention_mask": pack(Bounds(NONE, NONE, torch.ones(1, 4), packed=True))}, "attention mask"),
+    ({"attention_mask": pack(Bounds(NONE, NONE, windowed=True))}, "a mask with a window"),
 ]
 
 
@@ -203,52 +230,25 @@ def test_what_is_not_honoured_is_refused(changed: dict[str, Any], named: str) ->
     assert torch.equal(inputs.cache.k, before)
 
 
-def test_a_cache_that_forgets_more_than_the_layer_is_refused() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cache_that_forgets_more_than_the_layer_is_refused(layout: Any) -> None:
     inputs, arguments = decode_arguments("cpu", 4)
-    arguments["cache"].sliding_windows[1] = 8
+    arguments["cache"] = layout(inputs.cache.k, inputs.cache.v, window=8)
     arguments["cu_seq_lens_k"]["sliding_attention"] = arguments["cu_seq_lens_k"]["full_attention"]
-    arguments["max_seqlen_k"]["sliding_attention"] = 1
     query = inputs.queries.q.permute(1, 2, 0, 3)
     with pytest.raises(Unsupported, match="the window of layer 1"):
         paged.attention(SimpleNamespace(layer_idx=1), query, *new_keys("cpu"), None, **arguments)  # type: ignore[arg-type]  # a stand-in
 
 
-def test_outside_of_continuous_batching_the_name_is_refused() -> None:
-    model = make_model("llama")
-    model.set_attn_implementation("paged|flash_decoding")
-    with pytest.raises(Unsupported, match="let generate_batch add the rest"):
-        model(torch.ones(1, 3, dtype=torch.int64))
-
-
-def test_installing_twice_changes_nothing() -> None:
-    flash_decoding.transformers.register()
-    before = initialization.ensure_decode_fast_path_is_available
-    paged.install()
-    assert initialization.ensure_decode_fast_path_is_available is before
-    registered = AttentionInterface()  # type: ignore[no-untyped-call]
-    assert registered["paged|flash_decoding"] is paged.attention
-
-
-@pytest.mark.parametrize("has_cuda", [False, True])
-@pytest.mark.parametrize("name", ["paged|sdpa", "paged|eager", "paged|some/flash", "paged|flash_attention_2"])
-def test_other_names_find_the_check_as_it_was(
-    name: str, has_cuda: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if a package of flash-attn had no block tables: the fast path is closed, by Transformers itself."""
-    flash_decoding.transformers.register()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-    monkeypatch.setattr(initialization, "lazy_import_paged_flash_attention", lambda name: (None, None))
-    config: Any = SimpleNamespace(_attn_implementation=name)
-    hooked, plain = (ContinuousBatchingConfig(max_blocks_per_request=4) for _ in range(2))
-    initialization.ensure_decode_fast_path_is_available(config, hooked, False)
-    initialization.ensure_decode_fast_path_is_available.__wrapped__(config, plain, False)  # type: ignore[attr-defined]  # the original
-    assert hooked == plain
-    assert hooked.max_blocks_per_request == 0
-
-
-def test_our_name_keeps_the_fast_path_on_any_device() -> None:
-    flash_decoding.transformers.register()
-    ours: Any = SimpleNamespace(_attn_implementation=paged.NAME)
-    engine = ContinuousBatchingConfig(max_blocks_per_request=4)
-    initialization.ensure_decode_fast_path_is_available(ours, engine, False)
-    assert engine.max_blocks_per_request == 4
+@pytest.mark.parametrize("windowed", [False, True])
+def test_a_mask_that_repeats_the_lengths_changes_nothing(windowed: bool) -> None:
+    """As models make it that know of packed sequences by their positions."""
+    mask = pack(Bounds(NONE, NONE, windowed=windowed, packed=True))
+    outs = []
+    for given in (None, mask):
+        inputs, arguments = decode_arguments("cpu", 4)
+        arguments["sliding_window"] = 5
+        query, (k, v) = inputs.queries.q.permute(1, 2, 0, 3), (x * 0 + 1 for x in new_keys("cpu"))
+        layer: Any = SimpleNamespace(layer_idx=1)
+        outs.append(paged.attention(layer, query, k, v, given, **arguments)[0])
+    assert torch.equal(*outs)

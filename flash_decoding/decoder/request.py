@@ -189,6 +189,8 @@ def _prepare(model: Any, ids: Tensor, **call: Any) -> Prepared:
         **rest: Any,
     ) -> Tensor:
         mask = rest["attention_mask"]
+        if mask is None:  # newer releases drop a mask that hides nothing
+            mask = torch.ones_like(input_ids)
         found.append(Prepared(input_ids, mask, generation_config, logits_processor, stopping_criteria))
         return input_ids
 

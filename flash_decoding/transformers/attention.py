@@ -67,7 +67,7 @@ def attention(
 
     Raises:
         Unsupported: an argument that is not None and not known; a tensor that requires grad; a window that
-            the mask has and the layer does not pass on.
+            the mask has and the layer does not pass on; packed sequences.
         InvalidInput: a mask that is not ours, or tensors that do not fit each other.
     """
     _refuse_unknown(arguments)
@@ -115,6 +115,10 @@ def _options(queries: Queries, causal: bool, arguments: Mapping[str, Any]) -> Op
 
 def _check_pattern(bounds: Bounds, options: Options) -> None:
     """The model made the mask, the layer passed the arguments: both have to mean the same."""
+    if bounds.packed:
+        way_out = "pad them, or flash_decoding.flash_attn has them"
+        why = "while a graph is captured, models without a cache and a (batch, tokens) mask ask for them, too"
+        raise Unsupported("the mask of packed sequences", (way_out, why))
     if bounds.causal != (options.window_right == 0):
         kinds = ("causal", "bidirectional")
         mask, layer = kinds if bounds.causal else kinds[::-1]

@@ -6,7 +6,7 @@ bounds travel as one:
 
 ======================  ====================================================================================
 shape                   (batch, 1, 1, 2 + words) int32
-dimension 1             2 instead of 1 where the mask is bidirectional
+dimension 1             2 instead of 1 where the mask is bidirectional; 3 where sequences are packed
 dimension 2             2 instead of 1 where the mask has a window that hides keys
 ``[..., 0]``            first slot that exists: left padding
 ``[..., 1]``            length: slots in use, counted from slot 0
@@ -44,11 +44,13 @@ class Bounds:
     causal: bool = True
     windowed: bool = False
     """The mask has a window, and some query token is far enough from the first slot to notice."""
+    packed: bool = False
+    """A row is several sequences, each of them causal; other arguments have to say where they begin."""
 
 
 def pack(bounds: Bounds) -> Tensor:
     """The tensor of the table above, newly allocated."""
-    shape = (-1, 1 if bounds.causal else 2, 2 if bounds.windowed else 1, -1)
+    shape = (-1, 3 if bounds.packed else 1 if bounds.causal else 2, 2 if bounds.windowed else 1, -1)
     # Without words, starts and lengths lie one behind the other, so that reading them back is a view, too.
     header = torch.stack((bounds.starts, bounds.lengths)).t()
     if bounds.key_mask is None:
@@ -58,6 +60,17 @@ def pack(bounds: Bounds) -> Tensor:
     whole = torch.zeros(batch, words * _BYTES, dtype=torch.uint8, device=bounds.key_mask.device)
     whole[:, :columns] = bounds.key_mask
     return torch.cat((header, whole.view(torch.int32)), dim=1)[:, None, None].expand(shape)
+
+
+def is_ours(mask: object) -> bool:
+    """Whether :func:`pack` made this.
+
+    Args:
+        mask: what a layer got as its attention mask.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.int32 or mask.ndim != 4:
+        return False
+    return mask.shape[1] <= 3 and mask.shape[2] <= 2 and mask.shape[3] >= _HEADER
 
 
 def unpack(mask: Tensor, capacity: int) -> Bounds:
@@ -70,8 +83,7 @@ def unpack(mask: Tensor, capacity: int) -> Bounds:
     Raises:
         InvalidInput: it is another tensor, a mask that somebody made by hand.
     """
-    is_ours = isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.ndim == 4
-    if not is_ours or mask.shape[3] < _HEADER or mask.shape[1] > 2 or mask.shape[2] > 2:
+    if not is_ours(mask):
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         wanted = "None or a (batch, tokens) mask of padding given to the model, from which ours is made"
         raise InvalidInput("attention_mask", got, wanted)
@@ -80,4 +92,5 @@ def unpack(mask: Tensor, capacity: int) -> Bounds:
     if mask.shape[3] > _HEADER:
         key_mask = (flat[:, _HEADER:].view(torch.uint8) != 0)[:, :capacity]
     starts, lengths = (flat[:, column].contiguous() for column in range(_HEADER))
-    return Bounds(starts, lengths, key_mask, mask.shape[1] == 1, mask.shape[2] == 2)
+    kind = mask.shape[1]
+    return Bounds(starts, lengths, key_mask, kind != 2, mask.shape[2] == 2, kind == 3)

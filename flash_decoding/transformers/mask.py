@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
-from transformers.utils.import_utils import is_tracing
+from transformers.utils.import_utils import is_torchdynamo_compiling, is_tracing
 
 from flash_decoding.errors import InvalidInput
 from flash_decoding.transformers.bounds import Bounds, pack
@@ -50,7 +50,7 @@ def attention_mask(
     """
     device = call.get("device", "cpu") if attention_mask is None else attention_mask.device
     tracing = is_tracing(attention_mask)
-    pattern = recognise(mask_function, q_length, call, tracing=tracing)
+    pattern = recognise(mask_function, q_length, call, compiling=is_torchdynamo_compiling())
     live = q_offset + q_length - kv_offset if pattern.causal else kv_length
     if isinstance(live, int) and live > kv_length:
         raise InvalidInput("kv_length", kv_length, f"{live} or more, the slots up to the last query token")
@@ -60,12 +60,12 @@ def attention_mask(
         starts, key_mask = _reduced(key_mask, live, tracing=tracing)
     windowed = pattern.window is not None and not _fits(live, kv_length, pattern.window)
     in_use = isinstance(live, int) and live == kv_length
-    if starts is None and key_mask is None and in_use and not windowed:
+    if starts is None and key_mask is None and in_use and not windowed and not pattern.packed:
         return None
     zeros = torch.zeros(batch_size, dtype=torch.int32, device=device)
     lengths = zeros + (live.clamp(max=kv_length).to(torch.int32) if isinstance(live, Tensor) else live)
-    bounds = Bounds(zeros if starts is None else starts, lengths, key_mask, pattern.causal, windowed)
-    return pack(bounds)
+    first = zeros if starts is None else starts
+    return pack(Bounds(first, lengths, key_mask, pattern.causal, windowed, pattern.packed))
 
 
 def _existing(mask: Tensor, batch: int, kv_length: int, kv_offset: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Continuous batching: Transformers schedules requests and owns the pages, attention over them is ours.
 
-``model.generate_batch`` and the managers behind it put ``paged|`` before the name of a model's attention and
-call what is registered under that. A batch comes in one of two shapes, both as one row of tokens:
+``model.generate_batch`` and the managers behind it call a model's attention with their cache among the
+arguments; up to Transformers 5.18 they put ``paged|`` before its name and call what is registered under that.
+A batch comes in one of two shapes, both as one row of tokens:
 
 - prompts, or prompts among tokens being decoded: Transformers' cache writes the new keys and gathers the old
   ones, and attention goes over packed keys;
@@ -22,20 +23,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.generation.continuous_batching import PagedAttentionCache, initialization
+from transformers.generation.continuous_batching import initialization
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flash_decoding.api import append_kv
 from flash_decoding.errors import Unsupported
 from flash_decoding.flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 from flash_decoding.spec import UNBOUNDED
 from flash_decoding.transformers.attention import HARMLESS
+from flash_decoding.transformers.bounds import is_ours, unpack
+from flash_decoding.transformers.pages import Pages
 
-NAME = "paged|flash_decoding"
+HAS_PREFIX = "paged|sdpa" in ALL_ATTENTION_FUNCTIONS
+"""Whether continuous batching calls attention by names of its own: Transformers' functions then have them."""
+
+NAME = "paged|flash_decoding" if HAS_PREFIX else "flash_decoding"
+"""Our name while a model is run by continuous batching."""
 
 _BATCH = frozenset(
     {
-        *("cache", "block_table", "read_index", "write_index"),
-        *("cu_seq_lens_q", "cu_seq_lens_k", "max_seqlen_q", "max_seqlen_k"),
+        *("cache", "block_table", "read_index", "write_index", "cu_seq_lens_q", "cu_seq_lens_k"),
+        *("max_seqlen_q", "max_seqlen_k"),  # up to 5.18
+        *("max_length_q", "max_length_k"),
     }
 )
 """What the engine says of a batch."""
@@ -46,13 +55,11 @@ _SCORES = frozenset({"scaling", "softcap", "s_aux", "sliding_window", "is_causal
 _ENGINE = frozenset({"logits_indices", "logits_processor_args", "dropout"})
 """What passes by: for the sampler; and dropout, which :func:`attention` checks by its value."""
 
-_NO_WINDOW = 1
-"""How Transformers' paged cache writes that a layer has none."""
-
 
 def install() -> None:
     """Register attention for continuous batching; calling it again does nothing."""
-    AttentionInterface.register(NAME, attention)
+    if HAS_PREFIX:  # else the function of the plain name hands over to ours
+        AttentionInterface.register(NAME, attention)
     _open_fast_path()
 
 
@@ -80,8 +87,7 @@ def _open_fast_path() -> None:
 class _Batch:
     """A batch as one layer sees it."""
 
-    cache: PagedAttentionCache
-    layer: int
+    pages: Pages
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
     max_seqlen_q: int
@@ -91,14 +97,16 @@ class _Batch:
     @classmethod
     def of(cls, layer: int, arguments: Mapping[str, Any]) -> _Batch:
         """Models with two kinds of layers have two sets of lengths, by the kind."""
-        cache = arguments["cache"]
-        kind = "full_attention" if cache.sliding_windows[layer] == _NO_WINDOW else "sliding_attention"
-        lengths, longest = (
-            value[kind] if isinstance(value, dict) else value
-            for value in (arguments["cu_seq_lens_k"], arguments["max_seqlen_k"])
+        pages = Pages.of(arguments["cache"], layer)
+        longest_q, longest_k = (
+            arguments[name] if name in arguments else arguments[name.replace("seqlen", "length")]
+            for name in ("max_seqlen_q", "max_seqlen_k")
         )
-        cu_seqlens_q, max_seqlen_q = arguments["cu_seq_lens_q"], arguments["max_seqlen_q"]
-        return cls(cache, layer, cu_seqlens_q, lengths, max_seqlen_q, longest, arguments)
+        lengths, longest_k = (
+            value[pages.kind] if isinstance(value, dict) else value
+            for value in (arguments["cu_seq_lens_k"], longest_k)
+        )
+        return cls(pages, arguments["cu_seq_lens_q"], lengths, longest_q, longest_k, arguments)
 
 
 def attention(
@@ -116,9 +124,9 @@ def attention(
         query: (1, heads_q, tokens, head_dim), the tokens of all requests one after the other.
         key: (1, heads_kv, tokens, head_dim).
         value: (1, heads_kv, tokens, head_dim_v).
-        attention_mask: None: lengths say all.
-        arguments: the batch (``cache``, ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_seqlen_q``,
-            ``max_seqlen_k``, ``read_index``, ``write_index``, ``block_table``), and of the layer ``scaling``,
+        attention_mask: None, or what our mask function made of packed sequences or a window: lengths say all.
+        arguments: the batch (``cache``, ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``,
+            ``max_length_k``, ``read_index``, ``write_index``, ``block_table``), and of the layer ``scaling``,
             ``sliding_window`` (keys visible, one's own among them), ``softcap``, ``s_aux`` (sinks).
 
     Returns:
@@ -131,10 +139,10 @@ def attention(
     """
     layer: Any = module
     _refuse(layer, attention_mask, arguments)
-    batch, head_dim_v = _Batch.of(layer.layer_idx, arguments), value.shape[-1]
+    batch, head_dim, head_dim_v = _Batch.of(layer.layer_idx, arguments), key.shape[-1], value.shape[-1]
     scores = _scores(batch, arguments)
-    if head_dim_v != batch.cache.head_dim:  # its storage is as wide for values as for keys
-        value = nn.functional.pad(value, (0, batch.cache.head_dim - head_dim_v))
+    if head_dim_v != head_dim:  # the cache is as wide for values as for keys
+        value = nn.functional.pad(value, (0, head_dim - head_dim_v))
     attend = _decode if arguments.get("block_table") is not None else _packed
     return attend(batch, query, key, value, scores)[..., :head_dim_v], None
 
@@ -144,8 +152,7 @@ def _refuse(layer: Any, attention_mask: Tensor | None, arguments: Mapping[str, A
     if arguments.get("cache") is None:
         why = 'it is for generate_batch alone: set "flash_decoding" and let generate_batch add the rest'
         raise Unsupported(f"{what} without a paged cache", (why,))
-    if attention_mask is not None:
-        raise Unsupported(f"an attention mask for {what}", ("lengths say which keys there are",))
+    _refuse_mask(what, attention_mask, arguments.get("sliding_window"))
     is_causal = arguments.get("is_causal")
     if not (getattr(layer, "is_causal", True) if is_causal is None else is_causal):
         raise Unsupported(f"{what} of a layer that is not causal", ("requests are decoded token by token",))
@@ -157,12 +164,24 @@ def _refuse(layer: Any, attention_mask: Tensor | None, arguments: Mapping[str, A
             raise Unsupported(f"{name} in {what}", ("it is not known what it would change",))
 
 
+def _refuse_mask(what: str, mask: Tensor | None, window: int | None) -> None:
+    """Models ask for a mask even where lengths say all: it may repeat them, and add nothing."""
+    if mask is None:
+        return
+    bounds = unpack(mask, 0) if is_ours(mask) else None
+    if bounds is None or bounds.key_mask is not None or not (bounds.packed or bounds.windowed):
+        raise Unsupported(f"an attention mask for {what}", ("lengths say which keys there are",))
+    if bounds.windowed and window is None:
+        why = "the model hides keys by its mask alone: its layers do not pass sliding_window to attention"
+        raise Unsupported(f"a mask with a window for {what} of a layer without one", (why,))
+
+
 def _scores(batch: _Batch, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What both functions are to do with scores and mask, in their words."""
-    window, cached = arguments.get("sliding_window"), batch.cache.sliding_windows[batch.layer]
-    if cached not in (_NO_WINDOW, window):
+    window, cached = arguments.get("sliding_window"), batch.pages.window
+    if cached not in (None, window):
         why = f"the cache keeps the last {cached} keys, the layer asks for a window of {window}"
-        raise Unsupported(f"the window of layer {batch.layer}", (why,))
+        raise Unsupported(f"the window of layer {batch.pages.layer}", (why,))
     return {
         "softmax_scale": arguments.get("scaling"),
         "causal": True,
@@ -174,8 +193,7 @@ def _scores(batch: _Batch, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _packed(batch: _Batch, query: Tensor, key: Tensor, value: Tensor, scores: dict[str, Any]) -> Tensor:
     """Attention over keys that the cache gathers, (tokens, heads_q, head_dim)."""
-    indices = {name: batch.arguments[name] for name in ("read_index", "write_index")}
-    k, v = batch.cache.update(key_states=key, value_states=value, layer_idx=batch.layer, **indices)
+    k, v = batch.pages.update(key, value, batch.arguments)
     out = flash_attn_varlen_func(
         query[0].transpose(0, 1),
         k,
@@ -192,13 +210,8 @@ def _packed(batch: _Batch, query: Tensor, key: Tensor, value: Tensor, scores: di
 
 def _decode(batch: _Batch, query: Tensor, key: Tensor, value: Tensor, scores: dict[str, Any]) -> Tensor:
     """Attention of one token each over the pages of its request, (requests, heads_q, head_dim)."""
-    cache = batch.cache
-    group, place = cache.layer_index_to_group_indices[batch.layer]
-    k_cache, v_cache = (
-        pool[place].view(-1, cache.block_size, *pool[place].shape[1:])
-        for pool in (cache.key_cache, cache.value_cache)
-    )
-    table = batch.arguments["block_table"][group]
+    k_cache, v_cache = batch.pages.pools()
+    table = batch.arguments["block_table"][batch.pages.row]
     q, k, v = (x.permute(2, 0, 1, 3) for x in (query, key, value))
     lengths = batch.cu_seqlens_k.diff()  # the new token included
     # The slot of the new token. Where the length is 0, -1 becomes a slot beyond any capacity, whose token is

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import FunctionType
+from dataclasses import dataclass, replace
+from types import CodeType, FunctionType
 from typing import Any
 
+import torch
 from transformers import masking_utils
 
 from flash_decoding.errors import Unsupported
@@ -16,10 +17,14 @@ MaskFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Pattern:
-    """Causal or bidirectional; ``window`` keys visible, a token's own among them, or all (None)."""
+    """Causal or bidirectional; ``window`` keys visible, a token's own among them, or all (None).
+
+    Where rows are ``packed`` they are several sequences, and all this holds inside of each.
+    """
 
     causal: bool
     window: int | None = None
+    packed: bool = False
 
 
 CAUSAL, BIDIRECTIONAL = Pattern(causal=True), Pattern(causal=False)
@@ -27,13 +32,14 @@ CAUSAL, BIDIRECTIONAL = Pattern(causal=True), Pattern(causal=False)
 # Functions made by one line of source share their code, whatever they were made for.
 _AND_CODE = masking_utils.and_masks(masking_utils.causal_mask_function).__code__
 _WINDOW_CODE = masking_utils.sliding_window_overlay(1).__code__
+_PACKED_CODE = masking_utils.packed_sequence_mask_function(torch.zeros(1, 1)).__code__
 _AND_NAME = masking_utils.and_masks(masking_utils.causal_mask_function).__qualname__
 
 _KNOWN = "causal, causal with a sliding window, and bidirectional masks are known, each with padding"
 
 
 def recognise(
-    mask_function: MaskFunction, q_length: int, call: Mapping[str, Any], *, tracing: bool
+    mask_function: MaskFunction, q_length: int, call: Mapping[str, Any], *, compiling: bool
 ) -> Pattern:
     """The pattern of a mask function.
 
@@ -42,37 +48,61 @@ def recognise(
         q_length: query tokens of the call.
         call: the further arguments of that call (``local_size``, ``config``, ``use_vmap``,
             ``allow_is_causal_skip``).
-        tracing: while ``torch.compile`` traces, functions cannot be looked into; those arguments tell.
+        compiling: while ``torch.compile`` traces, functions cannot be looked into; those arguments tell.
 
     Raises:
         Unsupported: another mask; the message names its parts.
     """
-    if mask_function is masking_utils.causal_mask_function:
-        return CAUSAL
-    if mask_function is masking_utils.bidirectional_mask_function:
-        return BIDIRECTIONAL
-    window = _traced_window(mask_function, q_length, call) if tracing else _window(mask_function)
-    if window is None:
+    pattern = _plain(mask_function)
+    if pattern is not None:
+        return pattern
+    if not compiling:
+        pattern = _composed(mask_function)
+    elif (window := _traced_window(mask_function, q_length, call)) is not None:
+        pattern = Pattern(causal=True, window=window)
+    if pattern is None:
         reasons = [_KNOWN]
-        if tracing:
+        if compiling:
             reasons.append(
                 "without a cache and a (batch, tokens) mask, traced models ask for packed sequences"
             )
-        name = mask_function.__qualname__ if tracing else _describe(mask_function)
+        name = mask_function.__qualname__ if compiling else _describe(mask_function)
         raise Unsupported(f"the mask {name}", tuple(reasons))
-    return Pattern(causal=True, window=window)
+    return pattern
 
 
-def _window(mask_function: MaskFunction) -> int | None:
-    """Window of "inside the window and causal", the only intersection that is known."""
-    parts = _parts(mask_function)
-    if len(parts) != 2 or masking_utils.causal_mask_function not in parts:
+def _plain(mask_function: MaskFunction) -> Pattern | None:
+    if mask_function is masking_utils.causal_mask_function:
+        return CAUSAL
+    return BIDIRECTIONAL if mask_function is masking_utils.bidirectional_mask_function else None
+
+
+def _composed(mask_function: MaskFunction) -> Pattern | None:
+    """ "Inside the window and causal", "in the same sequence and causal", or both: no other one is known."""
+    parts = [_unmapped(part) for part in _parts(mask_function)]
+    if len(parts) != 2:
         return None
-    for part in parts:
-        if isinstance(part, FunctionType) and part.__code__ is _WINDOW_CODE:
-            window: int = _cells(part)["sliding_window"]
-            return window
+    for part, rest in (parts, parts[::-1]):
+        if _is_made_by(_PACKED_CODE, part):
+            inside = _plain(rest) or _composed(rest)
+            known = inside is not None and inside.causal and not inside.packed
+            return replace(inside, packed=True) if inside is not None and known else None
+        if _is_made_by(_WINDOW_CODE, part) and rest is masking_utils.causal_mask_function:
+            return Pattern(causal=True, window=_cells(part)["sliding_window"])
     return None
+
+
+def _unmapped(part: MaskFunction) -> MaskFunction:
+    """Without the shift to positions inside of packed sequences, which newer releases put around a mask."""
+    remap = getattr(masking_utils, "remap_positions_for_packed_sequence", None)
+    if remap is None or not _is_made_by(remap(part, torch.zeros(1, 1)).__code__, part):
+        return part
+    inside: MaskFunction = _cells(part)["mask_function"]
+    return inside
+
+
+def _is_made_by(code: CodeType, function: MaskFunction) -> bool:
+    return isinstance(function, FunctionType) and function.__code__ is code
 
 
 def _traced_window(mask_function: MaskFunction, q_length: int, call: Mapping[str, Any]) -> int | None:
@@ -87,13 +117,14 @@ def _traced_window(mask_function: MaskFunction, q_length: int, call: Mapping[str
 
 
 def _parts(mask_function: MaskFunction) -> tuple[MaskFunction, ...]:
-    if isinstance(mask_function, FunctionType) and mask_function.__code__ is _AND_CODE:
+    if _is_made_by(_AND_CODE, mask_function):
         return tuple(_cells(mask_function)["mask_functions"])
     return ()
 
 
-def _cells(function: FunctionType) -> dict[str, Any]:
+def _cells(function: MaskFunction) -> dict[str, Any]:
     """Variables of the enclosing call that a function keeps, by name."""
+    assert isinstance(function, FunctionType)
     cells = function.__closure__ or ()
     return {name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, cells, strict=True)}
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.utils.generic import split_attention_implementation
 
 from flash_decoding.transformers import paged
 from flash_decoding.transformers.attention import attention
 from flash_decoding.transformers.mask import attention_mask
 
 NAME = "flash_decoding"
+
+OURS = (NAME, f"paged|{NAME}")
+"""Our name, and what continuous batching makes of it where it has names of its own."""
 
 _MARK = "knows_flash_decoding"
 """Attribute of Transformers' check that has been taught our name."""
@@ -25,10 +28,30 @@ def register() -> None:
     ``forward``, ``generate`` and continuous batching. Attention and mask function are registered together:
     without the second, Transformers would make no mask at all.
     """
-    AttentionInterface.register(NAME, attention)
+    AttentionInterface.register(NAME, either)
     AttentionMaskInterface.register(NAME, attention_mask)
     _accept_name()
     paged.install()
+
+
+def either(
+    module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Tensor | None, **arguments: Any
+) -> tuple[Tensor, None]:
+    """Attention of continuous batching where its cache is among the arguments, of a plain forward elsewhere.
+
+    Args:
+        module: the layer.
+        query: (batch, heads_q, q_len, head_dim).
+        key: (batch, heads_kv, keys, head_dim), or what a :class:`FlashCache` holds for the layer.
+        value: as ``key``.
+        attention_mask: None, or what our mask function made.
+        arguments: of the layer and, in continuous batching, of the batch.
+
+    Returns:
+        out, and None in the place of the weights.
+    """
+    attend = attention if arguments.get("cache") is None else paged.attention
+    return attend(module, query, key, value, attention_mask, **arguments)
 
 
 def _accept_name() -> None:
@@ -44,7 +67,7 @@ def _accept_name() -> None:
 
     @functools.wraps(check)
     def checked(self: PreTrainedModel, attn_implementation: str | None, *rest: Any, **named: Any) -> str:
-        if split_attention_implementation(attn_implementation)[1] == NAME:
+        if attn_implementation in OURS:
             return self.get_correct_attn_implementation(attn_implementation)
         return check(self, attn_implementation, *rest, **named)
 
