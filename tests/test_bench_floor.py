@@ -14,9 +14,10 @@ import torch
 
 from flash_decoding.bench.baselines import read_kernel
 from flash_decoding.bench.baselines.floor import CPU_WAYS
-from flash_decoding.bench.cases import Case, Inputs, make_inputs
+from flash_decoding.bench.cases import Case
 from flash_decoding.bench.check import Truth
 from flash_decoding.bench.column import Way
+from flash_decoding.bench.inputs import Inputs, make_inputs
 from tests.source_tree import ROOT
 
 CPU = torch.device("cpu")

@@ -45,7 +45,7 @@ def example(*, ours: Cell | None = None, device: str = "cuda") -> Record[Attenti
             "ours": ours or timed(30e-6, note="not in a CUDA graph"),
             "floor": timed(20e-6),
         }
-        rows.append(AttentionRow(cells, case, sets=4))
+        rows.append(AttentionRow(cells, case, sets=4, checked=batch))
     told = {"device": device, "commit": "0" * 40}
     return Record("attention", "a title", told, COLUMNS, Effort(budget_s=1.0), rows)
 

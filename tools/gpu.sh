@@ -27,6 +27,7 @@ for stage in $stages; do
         ;;
     bench)
         $python -m flash_decoding bench --out "$out" || failed=1
+        $python -m flash_decoding bench --suite serving --out "$out" || failed=1
         ;;
     *)
         echo "no stage '$stage'; there are: tests, sanitize, bench" >&2

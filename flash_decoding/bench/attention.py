@@ -6,18 +6,27 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from flash_decoding.bench.capture import Ready, make_ready
-from flash_decoding.bench.cases import Case, Inputs, make_inputs, set_count
+from flash_decoding.bench.cases import Case, set_count
 from flash_decoding.bench.check import Truth, Verdict
 from flash_decoding.bench.column import Column, Way
 from flash_decoding.bench.conduct import Step
 from flash_decoding.bench.device import cache_bytes, failures, release_memory
+from flash_decoding.bench.inputs import Inputs, make_inputs
 from flash_decoding.bench.record import Cell
 from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.timing import Effort, measure
 
 CONTEST = Effort(budget_s=0.02, min_samples=3, max_samples=20, warmups=1)
 """Effort for choosing among the ways of one column."""
+
+
+def effort_of(device: torch.device, *, quick: bool) -> Effort:
+    """How long to measure: ten rows of all columns take little more than a minute on two CPU cores."""
+    budget_s, fewest = (0.4, 3) if device.type == "cpu" else (0.15, 20)
+    return Effort(budget_s=budget_s / 4 if quick else budget_s, min_samples=fewest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +77,7 @@ def _run_case(case: Case, columns: Sequence[Column], effort: Effort, step: Step)
         else Cell.timed(timings[name], entry.verdict, way=entry.way, note=entry.ready.note)
         for name, entry in entries.items()
     }
-    return AttentionRow(cells, case, count)
+    return AttentionRow(cells, case, count, len(bout.truth.rows))
 
 
 def _enter(column: Column, bout: _Bout) -> _Contender | Cell:

@@ -1,4 +1,4 @@
-"""The rows of the attention suite: one decoding step each, in plain numbers, and the tensors it runs on."""
+"""The rows of the attention suites: one decoding step each, in plain numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding.errors import InvalidInput
-from flash_decoding.spec import KVCache, Problem, Queries
+from flash_decoding.spec import UNBOUNDED, Options, Problem
 
 ANNOUNCED = (
     (256, 256),
@@ -33,9 +33,6 @@ CPU_BATCH_DIVISOR = 8
 MAX_SETS = 64
 """Most input sets of a row: tiny rows would ask for thousands."""
 
-NEEDLE_WEIGHT = 16
-"""How many ordinary keys the first and the last key of every sequence each weigh, roughly."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -43,16 +40,36 @@ class Case:
 
     batch: int
     kv_len: int
+    """Slots of each sequence; it fills them, unless ``lengths`` says otherwise."""
     dtype: torch.dtype
     device: torch.device
     heads_q: int = 16
     heads_kv: int = 2
     head_dim: int = 128
     q_len: int = 1
+    label: str = ""
+    """What the row is called; its batch and length if empty."""
+    lengths: tuple[int, ...] = ()
+    """Live tokens of each sequence where they differ; the longest is ``kv_len``."""
+    page_size: int = 0
+    """Tokens in a page, 0 where the cache is contiguous."""
+    window: int = 0
+    """Keys that a query token sees, its own among them; 0: all."""
 
     @property
     def name(self) -> str:
-        return f"{self.batch} x {self.kv_len}"
+        return self.label or f"{self.batch} x {self.kv_len}"
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Live tokens of each sequence."""
+        return self.lengths or (self.kv_len,) * self.batch
+
+    @property
+    def visible(self) -> tuple[tuple[int, int], ...]:
+        """For each sequence the slots that it sees: the first, and the one behind the last."""
+        seen = self.window + self.q_len - 1 if self.window else self.kv_len
+        return tuple((max(0, length - seen), length) for length in self.live)
 
     @property
     def group(self) -> int:
@@ -62,6 +79,23 @@ class Case:
     def scale(self) -> float:
         """Factor of the scores, as every column uses it."""
         return float(self.head_dim**-0.5)
+
+    def sees(self, start: int, stop: int) -> Tensor:
+        """(q_len, stop - start) bool: which slots each query token of a sequence of length ``stop`` sees."""
+        slots = torch.arange(start, stop, device=self.device)
+        position = torch.arange(stop - self.q_len, stop, device=self.device)[:, None]
+        seen = slots <= position
+        return seen & (slots > position - self.window) if self.window else seen
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """The window as the public functions take it."""
+        return (self.window - 1, 0) if self.window else (UNBOUNDED, UNBOUNDED)
+
+    @property
+    def options(self) -> Options:
+        """What is asked of scores and mask; causal, which one query token does not notice."""
+        return Options.make(head_dim=self.head_dim, causal=True, window_size=self.window_size)
 
     @property
     def problem(self) -> Problem:
@@ -75,31 +109,17 @@ class Case:
             head_dim_v=self.head_dim,
             kv_len=self.kv_len,
             element_bytes=self.dtype.itemsize,
+            page_size=self.page_size,
+            window_left=self.window_size[0],
+            plain=self.options.is_plain,
             return_lse=False,
         )
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values, each read once."""
-        return self.problem.kv_bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """One set of tensors of a case; every sequence fills its cache."""
-
-    q: Tensor
-    """(batch, q_len, heads_q, head_dim)."""
-    k: Tensor
-    """(batch, kv_len, heads_kv, head_dim), contiguous."""
-    v: Tensor
-    cache_seqlens: Tensor
-    """(batch,) int32 on the device: all kv_len."""
-
-    def sequences(self, rows: Tensor) -> tuple[Queries, KVCache]:
-        """The records of some sequences only, copied out of the set."""
-        lengths = self.cache_seqlens[rows]
-        return Queries(self.q[rows]), KVCache(self.k[rows], self.v[rows], lengths)
+        """Bytes of the keys and values that somebody sees, each read once."""
+        tokens = sum(stop - start for start, stop in self.visible)
+        return 2 * tokens * self.heads_kv * self.head_dim * self.dtype.itemsize
 
 
 def announced_cases(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> list[Case]:
@@ -132,35 +152,3 @@ def set_count(case: Case, cache_bytes: int) -> int:
     Together they hold at least four times the cache (within :data:`MAX_SETS`), and there are at least two.
     """
     return min(max(2, math.ceil(4 * cache_bytes / case.kv_bytes)), MAX_SETS)
-
-
-def make_inputs(case: Case, *, seed: int) -> Inputs:
-    """Draw one set. The first and last key of each sequence weigh more, so that losing either one shows.
-
-    A lone ordinary key among 65536 weighs less than the roundings of half precision.
-    """
-    generator = torch.Generator(case.device).manual_seed(seed)
-    q = _randn(case, case.q_len, case.heads_q, generator)
-    k = _randn(case, case.kv_len, case.heads_kv, generator)
-    v = _randn(case, case.kv_len, case.heads_kv, generator)
-    k[:, 0] = k[:, -1] = _needle(case, q)
-    lengths = torch.full((case.batch,), case.kv_len, dtype=torch.int32, device=case.device)
-    return Inputs(q, k, v, lengths)
-
-
-def _randn(case: Case, tokens: int, heads: int, generator: torch.Generator) -> Tensor:
-    shape = (case.batch, tokens, heads, case.head_dim)
-    return torch.randn(shape, generator=generator, dtype=case.dtype, device=case.device)
-
-
-def _needle(case: Case, q: Tensor) -> Tensor:
-    """A key per (sequence, KV head) whose score with the mean query of its group is about as wanted.
-
-    Scores of random keys are near N(0, 1), whose exponential is ``e^0.5`` on average. Much larger scores than
-    this would round so coarsely in half precision that a lost tile of ordinary keys no longer showed.
-    """
-    score = math.log(NEEDLE_WEIGHT) + 0.5
-    grouped = q[:, -1].float().view(case.batch, case.heads_kv, case.group, case.head_dim)
-    direction = grouped.mean(2)
-    needle: Tensor = direction * score / (direction.square().sum(-1, keepdim=True) * case.scale)
-    return needle.to(case.dtype)

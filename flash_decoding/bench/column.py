@@ -8,10 +8,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from flash_decoding.bench.cases import Case, Inputs
+from flash_decoding.bench.cases import Case
+from flash_decoding.bench.inputs import Inputs
 
 Role = Literal["ours", "peer", "floor"]
 Call = Callable[[], Tensor]
+WhyNot = Callable[[Case], "str | None"]
+"""Reason why a case is not run, or None."""
 
 
 def anywhere(case: Case) -> str | None:
@@ -48,7 +51,7 @@ class Column(Heading):
     """
 
     ways: tuple[Way, ...]
-    why_not: Callable[[Case], str | None] = anywhere
+    why_not: WhyNot = anywhere
     """Reason why the column does not run a case, or None."""
 
     @classmethod
@@ -59,7 +62,7 @@ class Column(Heading):
         prepare: Callable[[Case, Inputs], Call],
         *,
         role: Role = "peer",
-        why_not: Callable[[Case], str | None] = anywhere,
+        why_not: WhyNot = anywhere,
     ) -> Column:
         """A column with one way to make its call."""
         return cls(name, about, role, (Way(name, prepare),), why_not)

@@ -114,6 +114,8 @@ class Record(Generic[R]):
     columns: Sequence[Heading]
     effort: Effort
     rows: list[R] = field(default_factory=list)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """What a suite measured beside its rows, in plain values."""
 
     @property
     def floor(self) -> str:
@@ -147,6 +149,7 @@ class Record(Generic[R]):
             "title": self.title,
             "environment": dict(self.environment),
             "effort": asdict(self.effort),
+            **self.extras,
             "columns": columns,
             "rows": [row.to_json(self.floor) for row in self.rows],
         }

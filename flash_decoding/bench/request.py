@@ -14,6 +14,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "attention": ("rows", "quick"),
+    "serving": ("cases", "quick"),
     "model": ("quick", "model", "contexts", "compiled_contexts", "batch", "ragged", "columns", "steps"),
 }
 """What each suite takes beyond device, dtype, out and plot, which all of them do."""
@@ -34,8 +35,10 @@ class Request:
     plot: bool = True
     rows: str | None = None
     """Such as ``256x256,1x65536``; None: the announcement's."""
+    cases: str | None = None
+    """Names of the kinds of work to measure, with commas between; None: all."""
     quick: bool = False
-    """Less time: three rows of attention, or a small model and nothing that compiles for minutes."""
+    """Less time: fewer samples, three rows of attention, a small model and nothing that compiles for long."""
     model: str | None = None
     """A configuration by name, a folder with a checkpoint, or an id of the hub."""
     contexts: str | None = None

@@ -19,7 +19,6 @@ from flash_decoding.bench.record import Record
 from flash_decoding.bench.request import Request, device_of, dtype_of
 from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.table import render
-from flash_decoding.bench.timing import Effort
 
 
 def run(request: Request, console: Console) -> int:
@@ -41,6 +40,10 @@ def run(request: Request, console: Console) -> int:
         from flash_decoding.bench.models import plan
 
         return plan.run(request, console)
+    if request.suite == "serving":
+        from flash_decoding.bench.serving import suite
+
+        return suite.run(request, console)
     device = device_of(request)
     return compare(request, _cases(request, device), attention_columns(device), console)
 
@@ -53,7 +56,7 @@ def compare(request: Request, cases: Sequence[Case], columns: Sequence[Column], 
         title=_title(cases, scaled_down=request.rows is None and device.type == "cpu"),
         environment=describe(device),
         columns=columns,
-        effort=_effort(device, quick=request.quick),
+        effort=attention.effort_of(device, quick=request.quick),
     )
     suite = Run(
         record=record,
@@ -76,12 +79,6 @@ def _cases(request: Request, device: torch.device) -> list[Case]:
     dtype = dtype_of(request, "bfloat16" if device.type == "cpu" else "float16")
     cases = announced_cases(device, dtype, quick=request.quick)
     return cases if request.rows is None else parse_rows(request.rows, like=cases[0])
-
-
-def _effort(device: torch.device, *, quick: bool) -> Effort:
-    """So that ten rows of all columns take little more than a minute on two CPU cores, and less on a GPU."""
-    budget_s, fewest = (0.4, 3) if device.type == "cpu" else (0.15, 20)
-    return Effort(budget_s=budget_s / 4 if quick else budget_s, min_samples=fewest)
 
 
 def _title(cases: Sequence[Case], *, scaled_down: bool) -> str:

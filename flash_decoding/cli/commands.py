@@ -39,6 +39,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for the record and the plot.")] = Path("results"),
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Record only.")] = False,
     rows: Annotated[str | None, typer.Option(help="attention: batch x length, such as 1x65536.")] = None,
+    cases: Annotated[str | None, typer.Option(help="serving: such as gqa-32-8,verify-q4; all.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Three rows of attention, or a small model; less time.")
     ] = False,
@@ -56,7 +57,7 @@ def bench(
     columns: Annotated[str | None, typer.Option(help="model: such as 'eager,ours,bound'; all.")] = None,
     steps: Annotated[int | None, typer.Option(help="model: most steps per column and context.")] = None,
 ) -> None:
-    """Measure attention, or whole models, against PyTorch, the libraries that are installed, and the memory.
+    """Measure attention, a server's work, or whole models, against other libraries and the memory.
 
     Every column is checked against a reference before it is timed. Exit status 1: one of ours is wrong.
     """
@@ -67,6 +68,7 @@ def bench(
         out=out,
         plot=not no_plot,
         rows=rows,
+        cases=cases,
         quick=quick,
         model=model,
         contexts=contexts,

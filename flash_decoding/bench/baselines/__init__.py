@@ -1,4 +1,4 @@
-"""The columns of the attention suite, in the order of the table. A new one is one more name here."""
+"""The columns of the attention suites, in the order of the table. A new one is one more name here."""
 
 from __future__ import annotations
 
@@ -18,5 +18,18 @@ def attention_columns(device: torch.device) -> tuple[Column, ...]:
         *peers.PEERS,
         ours.UNSPLIT,
         ours.PLANNED,
+        floor_column(device),
+    )
+
+
+def serving_columns(device: torch.device) -> tuple[Column, ...]:
+    """The contenders where the kinds of work differ; what batch invariance costs stands beside ours."""
+    return (
+        pytorch.EAGER,
+        pytorch.UNSPLIT,
+        *pytorch.SDPA,
+        *peers.PEERS,
+        ours.PLANNED,
+        ours.INVARIANT,
         floor_column(device),
     )

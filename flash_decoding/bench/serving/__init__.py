@@ -1,0 +1,1 @@
+"""The kinds of work of a server, each beside the time in which the memory gives up its bytes."""
