@@ -133,8 +133,7 @@ class Allocating:
 
     def __post_init__(self) -> None:
         pools = {"get_cache_for_block_table": lambda layer: (self.k, self.v)}
-        kind = "full_attention" if self.window is None else "sliding_attention"
-        one, other = SimpleNamespace(index=0), SimpleNamespace(index=1, layer_type=kind, **pools)
+        one, other = SimpleNamespace(index=0), SimpleNamespace(index=1, **pools)
         if self.window is not None:
             other.sliding_window = self.window
         self.layer_to_allocator = {0: one, 1: other}

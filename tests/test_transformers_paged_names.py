@@ -1,4 +1,4 @@
-"""Continuous batching: the names that Transformers' engine takes, and its check of what decodes through pages."""
+"""Continuous batching: the names that Transformers' engine takes, and its check for the decode fast path."""
 
 from __future__ import annotations
 

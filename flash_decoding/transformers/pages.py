@@ -1,7 +1,7 @@
 """One layer's share of Transformers' paged cache: the one place that knows how its releases lay it out.
 
 ===========  =====================================================================================
-5.17         layers in groups of equal size; a group has a pool of keys and one of values for each place
+to 5.17      layers in groups of equal size; a group has a pool of keys and one of values for each place
 5.18         an allocator for each kind of layer, which cuts pages for all of them from one tensor
 5.19, later  as 5.18; ``update`` takes all that is known of a batch, and finds the layer's share by itself
 ===========  =====================================================================================
@@ -25,7 +25,7 @@ _NO_WINDOW = 1
 
 
 class Groups(Protocol):
-    """A paged cache as 5.17 has it."""
+    """A paged cache as releases up to 5.17 have it."""
 
     sliding_windows: Mapping[int, int]
     layer_index_to_group_indices: Mapping[int, tuple[int, int]]
@@ -38,7 +38,6 @@ class Allocator(Protocol):
     """Where a kind of layers has its pages; one for windows has ``sliding_window``, too."""
 
     index: int
-    layer_type: str
 
     def get_cache_for_block_table(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, (pages, page_size, heads_kv, head_dim).
@@ -52,11 +51,10 @@ class Allocator(Protocol):
 class Pages:
     """Where a layer has its keys and values.
 
-    ``kind`` names the lengths that hold for the layer, ``window`` is how many keys of a request are kept
-    (None: all), ``row`` says which block table of a batch is the layer's.
+    ``window`` is how many keys of a request are kept (None: all), ``row`` says which block table of a batch
+    is the layer's.
     """
 
-    kind: str
     window: int | None
     row: int
     cache: Any
@@ -72,14 +70,16 @@ class Pages:
         """
         if hasattr(cache, "layer_to_allocator"):
             allocator: Allocator = cache.layer_to_allocator[layer]
-            window = getattr(allocator, "sliding_window", None)
-            return cls(allocator.layer_type, window, allocator.index, cache, layer)
+            return cls(getattr(allocator, "sliding_window", None), allocator.index, cache, layer)
         groups: Groups = cache
         row, _ = groups.layer_index_to_group_indices[layer]
         kept = groups.sliding_windows[layer]
-        if kept == _NO_WINDOW:
-            return cls(FULL, None, row, cache, layer)
-        return cls(SLIDING, kept, row, cache, layer)
+        return cls(None if kept == _NO_WINDOW else kept, row, cache, layer)
+
+    @property
+    def kind(self) -> str:
+        """What the lengths of a batch that hold for the layer go by."""
+        return FULL if self.window is None else SLIDING
 
     def pools(self) -> tuple[Tensor, Tensor]:
         """Keys and values in place, (pages, page_size, heads_kv, head_dim) each."""
