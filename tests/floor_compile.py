@@ -1,6 +1,6 @@
-"""Compile the reading kernel for GPUs without one, and count what its loads became.
+"""Compile the reading kernels for GPUs without one, and count what its loads became.
 
-Run as ``python -m tests.floor_compile TARGET...``: one JSON line per shape, from instruction to count.
+Run as ``python -m tests.floor_compile TARGET...``: for each kernel and shape a line of JSON, counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from flash_decoding.bench.baselines import read_kernel
+from flash_decoding.bench.baselines import read_kernel, read_kernel_runs
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), "ptx", r"(?:ld\.global|cp\.async\.c[ag])\S*"),
@@ -23,19 +23,40 @@ TARGETS = {
 }
 
 ALIGNED = [["tt.divisibility", 16]]
-"""What a launch finds out about K, V and their words: multiples of 16."""
+"""What a launch finds out about pointers and numbers of words: multiples of 16."""
+
+KERNELS = (
+    (
+        read_kernel.read_kernel,
+        {"k_ptr": "*i32", "v_ptr": "*i32", "sums_ptr": "*i32", "words": "i32"},
+        (0, 1, 3),
+    ),
+    (
+        read_kernel_runs.read_runs_kernel,
+        {
+            "k_ptr": "*i32",
+            "v_ptr": "*i32",
+            "starts_ptr": "*i64",
+            "counts_ptr": "*i32",
+            "sums_ptr": "*i32",
+            "blocks": "i32",
+        },
+        (0, 1, 2, 3),
+    ),
+)
+"""Each kernel, the types of its arguments, and which of them are aligned."""
 
 
-def loads(shape: read_kernel.Shape, target: str) -> dict[str, int]:
-    """How often each load instruction stands in the kernel compiled for a target."""
+def loads(number: int, shape: read_kernel.Shape, target: str) -> dict[str, int]:
+    """How often each load instruction of keys and values stands in a kernel compiled for a target."""
+    kernel, signature, aligned = KERNELS[number]
     gpu, language, instruction = TARGETS[target]
-    pointers = {name: "*i32" for name in ("k_ptr", "v_ptr", "sums_ptr")}
     constants = {"BLOCK": shape.block, "STAGES": shape.stages, "EVICT": shape.evict}
     source = ASTSource(
-        fn=read_kernel.read_kernel,
-        signature={**pointers, "words": "i32", **dict.fromkeys(constants, "constexpr")},
+        fn=kernel,
+        signature={**signature, **dict.fromkeys(constants, "constexpr")},
         constexprs=constants,
-        attrs={(argument,): ALIGNED for argument in (0, 1, 3)},
+        attrs={(argument,): ALIGNED for argument in aligned},
     )
     built = triton.compile(source, target=gpu, options={"num_warps": shape.num_warps})
     return dict(collections.Counter(re.findall(instruction, built.asm[language])))
@@ -43,5 +64,6 @@ def loads(shape: read_kernel.Shape, target: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     for wanted in sys.argv[1:]:
-        for candidate in read_kernel.SHAPES:
-            print(json.dumps(loads(candidate, wanted)))
+        for kernel_number in range(len(KERNELS)):
+            for candidate in read_kernel.SHAPES:
+                print(json.dumps(loads(kernel_number, candidate, wanted)))

@@ -21,7 +21,7 @@ MARKED = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end of record -->)", re
 
 def table(record: dict[str, Any]) -> str:
     """A record in Markdown."""
-    return {"attention": _attention, "model": _models}[record["suite"]](record)
+    return {"attention": _attention, "model": _models, "serving": _serving}[record["suite"]](record)
 
 
 def _timed(record: dict[str, Any]) -> list[str]:
@@ -51,6 +51,29 @@ def _row(row: dict[str, Any], names: list[str], scale: float) -> list[str]:
     return [f"{row['batch']} x {row['kv_len']}", *bold, f"{ours / floor:.2f}", f"{eager / ours:.0f}"]
 
 
+def _serving(record: dict[str, Any]) -> str:
+    """Each kind of work in multiples of the floor: ours, what batch invariance makes of it, the best peer."""
+    titles = (
+        "case",
+        "floor, us",
+        "ours / floor",
+        "batch invariant / floor",
+        "best peer / floor",
+        "best peer",
+    )
+    peers = [column["name"] for column in record["columns"] if column["role"] == "peer"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for row in record["rows"]:
+        cells = row["cells"]
+        ratios = {name: cells[name]["times_floor"] for name in cells if "times_floor" in cells[name]}
+        best = min((name for name in peers if name in ratios), key=ratios.__getitem__, default=None)
+        mine = f"**{ratios['ours']:.2f}**", f"{ratios['ours, batch invariant']:.2f}"
+        theirs = ("-", "-") if best is None else (f"{ratios[best]:.2f}", best)
+        floor = _time(cells["floor"]["median_us"], 1.0)
+        lines.append("| " + " | ".join([row["name"], floor, *mine, *theirs]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def _time(number: float | None, scale: float) -> str:
     if number is None:
         return "-"
@@ -78,7 +101,7 @@ def section(path: str) -> str:
     """The table, and where, when and with what it was measured."""
     record = json.loads((ROOT / path).read_text())
     about, versions = record["environment"], record["environment"]["libraries"]
-    better = {"attention": "lower", "model": "higher"}[record["suite"]]
+    better = {"attention": "lower", "serving": "lower", "model": "higher"}[record["suite"]]
     return (
         f"{record['title'].splitlines()[0]}:\n\n{table(record)}\n"
         f"Medians, {better} is better; record [`{path}`]({path}), commit {about['commit'][:8]}, "

@@ -61,15 +61,15 @@ def _unseen(case: Case, inputs: Inputs, b: int) -> Iterator[Tensor]:
 
 
 def _cuda_ways() -> tuple[Way, ...]:
-    from flash_decoding.bench.baselines import read_kernel, read_runs
+    from flash_decoding.bench.baselines import read_kernel, read_kernel_runs
 
     def way(shape: read_kernel.Shape) -> Way:
         def prepare(case: Case, inputs: Inputs) -> Call:
             sm_count = torch.cuda.get_device_properties(case.device).multi_processor_count
             if _in_one_piece(case):
                 return lambda: read_kernel.read(inputs.k, inputs.v, shape, sm_count)
-            blocks = read_runs.Blocks.of(case, inputs, shape.block)
-            return lambda: read_runs.read(inputs, blocks, shape, sm_count)
+            blocks = read_kernel_runs.Blocks.of(case, inputs, shape.block)
+            return lambda: read_kernel_runs.read(inputs, blocks, shape, sm_count)
 
         return Way(shape.label, prepare)
 
