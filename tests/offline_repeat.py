@@ -51,7 +51,7 @@ def _plain(x: object) -> object:
 class RecordingDriver(OfflineDriver):
     """A driver that loads any kernel and launches none."""
 
-    launcher_cls = Recorder
+    launcher_cls: Any = Recorder
 
     @property
     def utils(self) -> RecordingDriver:
