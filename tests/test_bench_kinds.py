@@ -164,3 +164,13 @@ def test_large_outputs_of_short_sequences_do_not_widen_the_budget_of_long_ones()
     spoilt[1] += 0.05 * right[1].abs().max()
     assert float((spoilt - right).abs().max()) < truth.budget * float(right[0].abs().max())
     assert not truth.judge("ours", spoilt).passed
+
+
+@pytest.mark.parametrize("kept", [slice(1, None), slice(None, -1)], ids=["first", "last"])
+def test_losing_one_end_of_a_million_keys_fails_the_check(kept: slice) -> None:
+    case = replace(SMALL, batch=1, kv_len=1 << 20, heads_q=2, heads_kv=1)
+    inputs = make_inputs(case, seed=0)
+    truth = Truth.of(case, inputs)
+    fewer = replace(inputs, k=inputs.k[:, kept], v=inputs.v[:, kept], cache_seqlens=inputs.cache_seqlens - 1)
+    assert truth.judge("ours", off(case, inputs)).passed
+    assert not truth.judge("ours", off(case, fewer)).passed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,9 @@ from flash_decoding.spec import KVCache, Queries
 
 NEEDLE_WEIGHT = 16
 """How many ordinary keys the first and the last visible key of every sequence each weigh, roughly."""
+
+NEEDLE_LENGTH = 65536
+"""Beyond this length needles grow with its root, as the rest of the output shrinks."""
 
 DECOY_VALUE = 8.0
 """Values of the hidden keys next to the visible ones, many times an ordinary one."""
@@ -135,7 +137,8 @@ def _needle(case: Case, q: Tensor) -> Tensor:
     Scores of random keys are near N(0, 1), whose exponential is ``e^0.5`` on average. Much larger scores than
     this would round so coarsely in half precision that a lost tile of ordinary keys no longer showed.
     """
-    score = math.log(NEEDLE_WEIGHT) + 0.5
+    weights = [NEEDLE_WEIGHT * max(1.0, length / NEEDLE_LENGTH) ** 0.5 for length in case.live]
+    score = torch.tensor(weights, device=case.device).log()[:, None, None] + 0.5
     grouped = q[:, -1].float().view(case.batch, case.heads_kv, case.group, case.head_dim)
     direction = grouped.mean(2)
     needle: Tensor = direction * score / (direction.square().sum(-1, keepdim=True) * case.scale)
