@@ -28,11 +28,12 @@ check: $(READY)  ## Lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-gpu:  ## Tests, sanitizer and benchmark on this machine's GPU
+gpu:  ## Tests, sanitizer and benchmarks on this machine's GPU
 	bash tools/gpu.sh
 
-bench: $(READY)  ## The benchmark, its record kept among the measured ones
+bench: $(READY)  ## The benchmarks of attention and of a model, their records kept among the measured ones
 	$(BIN)/flash-decoding bench --out results
+	$(BIN)/flash-decoding bench --suite model --out results
 
 import-time: $(READY)  ## Seconds that importing the package adds to importing torch
 	$(BIN)/python tools/import_time.py

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # All that needs a GPU: its tests, compute-sanitizer, benchmark. Records go to $OUT (results/ by default).
-# Stages can be named: bash tools/gpu.sh tests sanitize bench
+# Stages can be named: bash tools/gpu.sh tests sanitize bench models
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-results}
 mkdir -p "$out"
 export PYTHONPATH=. PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
-stages=${*:-tests sanitize bench}
+stages=${*:-tests sanitize bench models}
 failed=0
 
 for stage in $stages; do
@@ -29,8 +29,15 @@ for stage in $stages; do
         $python -m flash_decoding bench --out "$out" || failed=1
         $python -m flash_decoding bench --suite serving --out "$out" || failed=1
         ;;
+    models)
+        # compiling takes a minute a context, so the compiled column has one
+        suite="$python -m flash_decoding bench --suite model --out $out"
+        $suite --model CodeLlama-34B --steps 16 --compiled-contexts 65536 || failed=1
+        $suite --model Llama-3.1-8B --steps 24 --batch 16 --contexts 16384 --ragged \
+            --columns "eager,FlashAttention unsplit,one block per head (FasterTransformer's scheme),ours" || failed=1
+        ;;
     *)
-        echo "no stage '$stage'; there are: tests, sanitize, bench" >&2
+        echo "no stage '$stage'; there are: tests, sanitize, bench, models" >&2
         failed=1
         ;;
     esac
