@@ -15,8 +15,7 @@ block table are -1, so nothing may be written for them, and nothing is read.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +29,9 @@ from flash_decoding.api import append_kv
 from flash_decoding.errors import Unsupported
 from flash_decoding.flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 from flash_decoding.spec import UNBOUNDED
-from flash_decoding.transformers.attention import HARMLESS
+from flash_decoding.transformers.attention import HARMLESS, HONOURED
 from flash_decoding.transformers.bounds import is_ours, unpack
+from flash_decoding.transformers.hooks import teach
 from flash_decoding.transformers.pages import Pages
 
 HAS_PREFIX = "paged|sdpa" in ALL_ATTENTION_FUNCTIONS
@@ -48,9 +48,6 @@ _BATCH = frozenset(
     }
 )
 """What the engine says of a batch."""
-
-_SCORES = frozenset({"scaling", "softcap", "s_aux", "sliding_window", "is_causal"})
-"""What the layer asks of attention."""
 
 _ENGINE = frozenset({"logits_indices", "logits_processor_args", "dropout"})
 """What passes by: for the sampler; and dropout, which :func:`attention` checks by its value."""
@@ -70,17 +67,15 @@ def _open_fast_path() -> None:
     name; without them it leaves the fast path. Ours needs none of the three. For all other names its check
     is what it was.
     """
-    check = initialization.ensure_decode_fast_path_is_available
-    if hasattr(check, "knows_flash_decoding"):
-        return
 
-    @functools.wraps(check)
-    def checked(config: Any, *rest: Any, **named: Any) -> None:
-        if config._attn_implementation != NAME:
-            check(config, *rest, **named)
+    def made(check: Callable[..., None]) -> Callable[..., None]:
+        def checked(config: Any, *rest: Any, **named: Any) -> None:
+            if config._attn_implementation != NAME:
+                check(config, *rest, **named)
 
-    checked.knows_flash_decoding = True  # type: ignore[attr-defined]  # a mark on a function of our own
-    initialization.ensure_decode_fast_path_is_available = checked
+        return checked
+
+    teach(initialization, "ensure_decode_fast_path_is_available", made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +153,7 @@ def _refuse(layer: Any, attention_mask: Tensor | None, arguments: Mapping[str, A
         raise Unsupported(f"{what} of a layer that is not causal", ("requests are decoded token by token",))
     if arguments.get("dropout"):
         raise Unsupported(f"dropout in {what}", ("forward only: call model.eval()",))
-    known = _BATCH | _SCORES | _ENGINE | HARMLESS.keys()
+    known = _BATCH | HONOURED | _ENGINE | HARMLESS.keys()
     for name in sorted(arguments.keys() - known):
         if arguments[name] is not None:
             raise Unsupported(f"{name} in {what}", ("it is not known what it would change",))

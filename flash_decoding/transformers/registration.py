@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,15 +10,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from flash_decoding.transformers import paged
 from flash_decoding.transformers.attention import attention
+from flash_decoding.transformers.hooks import teach
 from flash_decoding.transformers.mask import attention_mask
 
 NAME = "flash_decoding"
 
 OURS = (NAME, f"paged|{NAME}")
 """Our name, and what continuous batching makes of it where it has names of its own."""
-
-_MARK = "knows_flash_decoding"
-"""Attribute of Transformers' check that has been taught our name."""
 
 
 def register() -> None:
@@ -61,15 +59,13 @@ def _accept_name() -> None:
     such packages (gpt-oss) fall back to the first of it. For our name, and no other, the check that it is
     registered is all there is to do.
     """
-    check = PreTrainedModel._check_and_adjust_attn_implementation
-    if hasattr(check, _MARK):
-        return
 
-    @functools.wraps(check)
-    def checked(self: PreTrainedModel, attn_implementation: str | None, *rest: Any, **named: Any) -> str:
-        if attn_implementation in OURS:
-            return self.get_correct_attn_implementation(attn_implementation)
-        return check(self, attn_implementation, *rest, **named)
+    def made(check: Callable[..., str]) -> Callable[..., str]:
+        def checked(self: PreTrainedModel, attn_implementation: str | None, *rest: Any, **named: Any) -> str:
+            if attn_implementation in OURS:
+                return self.get_correct_attn_implementation(attn_implementation)
+            return check(self, attn_implementation, *rest, **named)
 
-    setattr(checked, _MARK, True)
-    setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", checked)  # noqa: B010 - mypy forbids "="
+        return checked
+
+    teach(PreTrainedModel, "_check_and_adjust_attn_implementation", made)

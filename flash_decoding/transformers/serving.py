@@ -10,33 +10,32 @@ All arguments are those of ``transformers serve``.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 from transformers.cli.serve import Serve
 from transformers.cli.serving.model_manager import ModelManager
 
+from flash_decoding.transformers.hooks import teach
 from flash_decoding.transformers.registration import NAME, register
 
 
 def accept_name() -> None:
     """Let the server take our name; calling it again does nothing. All other checks are what they were."""
-    check = ModelManager._validate_args
-    if hasattr(check, "knows_flash_decoding"):
-        return
 
-    @functools.wraps(check)
-    def checked(self: ModelManager) -> None:
-        if self.attn_implementation != NAME:
-            check(self)  # type: ignore[no-untyped-call]
-            return
-        self.attn_implementation = None  # what remains is checked without it
-        try:
-            check(self)  # type: ignore[no-untyped-call]
-        finally:
-            self.attn_implementation = NAME
+    def made(check: Callable[..., None]) -> Callable[..., None]:
+        def checked(self: ModelManager) -> None:
+            if self.attn_implementation != NAME:
+                check(self)
+                return
+            self.attn_implementation = None  # what remains is checked without it
+            try:
+                check(self)
+            finally:
+                self.attn_implementation = NAME
 
-    checked.knows_flash_decoding = True  # type: ignore[attr-defined]  # a mark on a function of our own
-    ModelManager._validate_args = checked  # type: ignore[method-assign]  # the hook itself
+        return checked
+
+    teach(ModelManager, "_validate_args", made)
 
 
 def main() -> None:
