@@ -15,10 +15,11 @@ from transformers.cache_utils import DynamicLayer
 
 from flash_decoding.bench.baselines import decoder_models, transformers_models
 from flash_decoding.bench.baselines.model_columns import BOUND
-from flash_decoding.bench.models.case import ModelCase, lengths_of, weight_bytes
+from flash_decoding.bench.models.case import ModelCase, lengths_of
 from flash_decoding.bench.models.check import Truth, checked_cases
 from flash_decoding.bench.models.column import ModelColumn, Prepare
 from flash_decoding.bench.models.configurations import CONFIGURATIONS, Configuration
+from flash_decoding.bench.models.reads import weight_bytes
 from flash_decoding.bench.models.row import ModelRow
 from flash_decoding.bench.models.source import Source
 from flash_decoding.bench.models.stepping import StepBurst

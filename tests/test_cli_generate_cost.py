@@ -34,7 +34,7 @@ def test_too_little_memory_says_which_context_fits(folder: Path, little_memory: 
     """2 layers x 2 heads x (16 + 16) elements x 4 bytes: 512 bytes a token."""
     from transformers import AutoConfig
 
-    weights = memory.weight_bytes(AutoConfig.from_pretrained(folder), torch.float32)
+    weights = memory.model_bytes(AutoConfig.from_pretrained(folder), torch.float32)
     little_memory[0] = weights + 100 * 512 + 511
     ask = (folder, "--prompt", "abc", "--device", "cpu", "--max-new-tokens")
     result = call(*ask, 98)

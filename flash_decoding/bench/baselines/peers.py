@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,12 +157,7 @@ def _flashinfer_decode(case: Case, q: Tensor, pages: Pages) -> Call:
         q_data_type=case.dtype,
         kv_data_type=case.dtype,
     )
-
-    def call() -> Tensor:
-        out: Tensor = wrapper.run(q, (pages.k, pages.v))
-        return out
-
-    return call
+    return _running(wrapper, q, pages)
 
 
 def _flashinfer_verify(case: Case, q: Tensor, pages: Pages) -> Call:
@@ -181,6 +177,11 @@ def _flashinfer_verify(case: Case, q: Tensor, pages: Pages) -> Call:
         q_data_type=case.dtype,
         kv_data_type=case.dtype,
     )
+    return _running(wrapper, q, pages)
+
+
+def _running(wrapper: Any, q: Tensor, pages: Pages) -> Call:
+    """Calls of a planned wrapper."""
 
     def call() -> Tensor:
         out: Tensor = wrapper.run(q, (pages.k, pages.v))

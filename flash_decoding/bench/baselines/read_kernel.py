@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -49,6 +50,20 @@ class Shape:
     stages: int
     evict: str = "evict_first"
 
+    def programs(self, blocks: int, sm_count: int) -> int:
+        """Size of the grid for so many blocks."""
+        return min(blocks, self.programs_per_sm * sm_count) if self.programs_per_sm else blocks
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What a reading kernel is compiled for."""
+        return {
+            "BLOCK": self.block,
+            "STAGES": self.stages,
+            "EVICT": self.evict,
+            "num_warps": self.num_warps,
+        }
+
     @property
     def label(self) -> str:
         grid = f"{self.programs_per_sm}/SM" if self.programs_per_sm else "one block each"
@@ -75,17 +90,7 @@ def read(k: Tensor, v: Tensor, shape: Shape, sm_count: int) -> Tensor:
     """Read keys and values (contiguous, as many bytes each) once; return one sum per program, int32."""
     words_k, words_v = k.view(torch.int32).flatten(), v.view(torch.int32).flatten()
     words = words_k.numel()
-    blocks = triton.cdiv(words, shape.block)
-    programs = min(blocks, shape.programs_per_sm * sm_count) if shape.programs_per_sm else blocks
+    programs = shape.programs(triton.cdiv(words, shape.block), sm_count)
     sums = torch.empty(programs, dtype=torch.int32, device=k.device)
-    read_kernel[(programs,)](
-        words_k,
-        words_v,
-        sums,
-        words,
-        BLOCK=shape.block,
-        STAGES=shape.stages,
-        EVICT=shape.evict,
-        num_warps=shape.num_warps,
-    )
+    read_kernel[(programs,)](words_k, words_v, sums, words, **shape.constants)
     return sums

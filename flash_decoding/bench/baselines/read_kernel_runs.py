@@ -70,18 +70,9 @@ def read(inputs: Inputs, blocks: Blocks, shape: Shape, sm_count: int) -> Tensor:
     """Read the blocks of keys and values once; return one sum per program, int32."""
     words_k, words_v = (x.view(torch.int32).flatten() for x in (inputs.k, inputs.v))
     count = blocks.starts.numel()
-    programs = min(count, shape.programs_per_sm * sm_count) if shape.programs_per_sm else count
+    programs = shape.programs(count, sm_count)
     sums = torch.empty(programs, dtype=torch.int32, device=inputs.k.device)
     read_runs_kernel[(programs,)](
-        words_k,
-        words_v,
-        blocks.starts,
-        blocks.counts,
-        sums,
-        count,
-        BLOCK=shape.block,
-        STAGES=shape.stages,
-        EVICT=shape.evict,
-        num_warps=shape.num_warps,
+        words_k, words_v, blocks.starts, blocks.counts, sums, count, **shape.constants
     )
     return sums

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flash_decoding.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 RAGGED_FROM = 8
 """Ragged lengths start at the context divided by this."""
@@ -94,19 +90,3 @@ def lengths_of(batch: int, context: int, *, ragged: bool) -> tuple[int, ...]:
 def spread(first: int, last: int, count: int) -> tuple[int, ...]:
     """So many whole numbers from first to last, as far apart as each other."""
     return tuple(round(first + (last - first) * i / (count - 1)) for i in range(count))
-
-
-def weight_bytes(model: PreTrainedModel, batch: int) -> int:
-    """Bytes of the parameters that a step of one token per sequence reads, each once.
-
-    Of a table that only embeds tokens it reads a row per sequence; one that gives the logits as well it reads
-    on the whole.
-    """
-    table = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-    assert isinstance(table, Tensor)
-    every = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if table is head:
-        return every
-    row = table.shape[1] * table.element_size()
-    return every - table.numel() * table.element_size() + batch * row

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from flash_decoding.bench.models.configurations import BY_NAME, CONFIGURATIONS
+from flash_decoding.bench.models.reads import is_mixture
 from flash_decoding.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Where configurations of mixtures of experts count them."""
 
 SLICE_LAYERS = 2
 """Layers of the small model that columns are checked on."""
@@ -91,7 +89,7 @@ def _reasons_against(config: PretrainedConfig) -> tuple[str, ...]:
     reasons = []
     if getattr(config, "num_hidden_layers", None) is None:
         reasons.append("its configuration names no layers of one text model")
-    if any((getattr(config, name, None) or 1) > 1 for name in EXPERTS):
+    if is_mixture(config):
         reasons.append("a mixture of experts reads other weights for every token")
     window = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     others = set(getattr(config, "layer_types", None) or [window]) - {"full_attention"}

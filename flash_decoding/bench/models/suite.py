@@ -15,9 +15,10 @@ from flash_decoding.bench.baselines.transformers_models import eager
 from flash_decoding.bench.check import Verdict
 from flash_decoding.bench.conduct import Step
 from flash_decoding.bench.device import failures, release_memory
-from flash_decoding.bench.models.case import ModelCase, weight_bytes
+from flash_decoding.bench.models.case import ModelCase
 from flash_decoding.bench.models.check import Truth, checked_cases, worse
 from flash_decoding.bench.models.column import ModelColumn
+from flash_decoding.bench.models.reads import weight_bytes
 from flash_decoding.bench.models.row import ModelRow
 from flash_decoding.bench.models.source import Source
 from flash_decoding.bench.models.stepping import StepBurst

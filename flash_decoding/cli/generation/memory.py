@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from flash_decoding.bench.models.reads import is_mixture, weight_bytes
 from flash_decoding.errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 GIB = 1 << 30
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Names that configurations give to the number of their experts."""
 
 
 def check_memory(
@@ -31,7 +30,7 @@ def check_memory(
     free = free_bytes(device)
     if free is None or getattr(config, "quantization_config", None) is not None:
         return  # quantised weights are smaller than the configuration says
-    weights, token = weight_bytes(config, dtype), kv_bytes(config, 1, dtype)
+    weights, token = model_bytes(config, dtype), kv_bytes(config, 1, dtype)
     if weights >= free:
         got = f"{weights / GIB:.2f} GiB of weights in {dtype}"
         raise InvalidInput("model", got, f"less than {free / GIB:.2f} GiB, which are free on {device}")
@@ -44,7 +43,7 @@ def check_memory(
         raise InvalidInput("context", got, f"at most {fits} tokens: {beside}")
 
 
-def weight_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
+def model_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     """Bytes of all parameters and buffers; they are counted, not allocated."""
     from transformers import AutoModelForCausalLM
 
@@ -85,14 +84,9 @@ def step_bytes(model: PreTrainedModel, tokens: float) -> float | None:
         tokens: live ones of the sequence.
     """
     text = model.config.get_text_config(decoder=True)
-    if any((getattr(text, name, None) or 1) > 1 for name in EXPERTS):
+    if is_mixture(text):
         return None
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    assert isinstance(table.weight, torch.Tensor)
-    if table.weight is not head.weight:
-        weights -= table.weight.nbytes - table.weight[0].nbytes  # of a table that only embeds, a row is read
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     window = getattr(text, "sliding_window", None) or tokens
     visible = [min(tokens, window) if kind == "sliding_attention" else tokens for kind in kinds]
-    return weights + kv_bytes(model.config, 1, model.dtype) * sum(visible) / len(visible)
+    return weight_bytes(model, batch=1) + kv_bytes(model.config, 1, model.dtype) * sum(visible) / len(visible)
