@@ -47,16 +47,15 @@ class Projection:
         return self.weights[0].shape[1]
 
     @property
-    def rows(self) -> int:
-        """Elements of an output vector."""
-        if self.gated is not None:
-            return self.weights[0].shape[0]
-        return sum(weight.shape[0] for weight in self.weights)
+    def heights(self) -> tuple[int, ...]:
+        """Rows of the output, weight by weight; a gated pair gives those of one."""
+        heights = tuple(weight.shape[0] for weight in self.weights)
+        return heights[:1] if self.gated else heights
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes that one application reads, whatever the number of tokens."""
-        return sum(weight.numel() * weight.element_size() for weight in self.weights)
+    def rows(self) -> int:
+        """Elements of an output vector."""
+        return sum(self.heights)
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,7 @@ def linear_launches(case: Case, hardware: Hardware) -> None:
     gate_up = Projection((weight(14336), weight(14336)), norm=norm, gated="silu")
     x = torch.empty(16, 4096, dtype=case.dtype)
     for layer in (qkv, gate_up, Projection((weight(4096),))):
-        rows = [w.shape[0] for w in layer.weights]
-        tile = choose_linear_tile(rows[:1] if layer.gated else rows, hardware, gated=layer.gated is not None)
+        tile = choose_linear_tile(layer.heights, hardware, gated=layer.gated is not None)
         out = torch.empty(16, layer.rows, dtype=case.dtype)
         residual = None if layer.norm else out
         linear.launch(x, layer, tile, residual=residual, out=out, overlaps=hardware.overlaps_launches)

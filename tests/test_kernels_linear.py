@@ -184,7 +184,7 @@ def test_steps_cover_all_rows_with_no_program_to_spare(rows: list[int], waves: i
     hardware=st.sampled_from(PRESETS),
 )
 def test_tiles_hold_their_rows_and_fit_the_gpu(rows: list[int], gated: bool, hardware: Hardware) -> None:
-    tile = choose_linear_tile(rows[:1] if gated else rows, hardware, gated=gated)
+    tile = choose_linear_tile(tuple(rows[:1] if gated else rows), hardware, gated=gated)
     assert 0 < tile.step <= tile.block_n <= MAX_STEP
     assert smem_bytes(tile.block_n, tile.block_k, tile.num_stages, gated=gated) <= hardware.smem_bytes
 

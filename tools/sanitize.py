@@ -64,7 +64,7 @@ def run_linear_layers() -> None:
         biases = tuple(weight[:, 0].contiguous() for weight in weights)
         norm = Norm(torch.rand(columns, device=DEVICE, dtype=torch.float16), 1e-5)
         layer = Projection(weights, biases, norm, "silu" if gated else None)
-        tile = choose_linear_tile(rows[:1] if gated else rows, Hardware.of(DEVICE), gated=gated)
+        tile = choose_linear_tile(layer.heights, Hardware.of(DEVICE), gated=gated)
         for tokens in (1, 5, 16):
             x = torch.randn(tokens, columns, device=DEVICE, dtype=torch.float16)
             out = torch.empty(tokens, layer.rows, device=DEVICE, dtype=torch.float16)

@@ -31,6 +31,7 @@ from flash_decoding.kernels import linear
 from flash_decoding.plan import Hardware
 from flash_decoding.plan.linear import even_step
 from flash_decoding.projection import Activation, LinearTile, Norm, Projection
+from flash_decoding.spec import padded
 
 DEVICE = torch.device("cuda")
 
@@ -84,7 +85,7 @@ def candidates(shape: Shape) -> Iterable[LinearTile]:
     for step, block_k, warps, stages, ahead in itertools.product(
         sorted(steps), (64, 128, 256), (4, 8), (3, 4, 6), AHEAD
     ):
-        block_n = max(16, 1 << (step - 1).bit_length())
+        block_n = padded(step)
         stage = 2 * block_k * (width * block_n + 16)
         in_flight = 2 * block_k * width * step * (stages - 1)
         odd = (warps == 8) != (block_n * width >= 128) or block_n > 128 or in_flight < 30_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch.nn import functional
 
 from flash_decoding.plan import Hardware
 from flash_decoding.plan.linear import MAX_TOKENS, choose_linear_tile
-from flash_decoding.projection import LinearTile, Norm, Projection
+from flash_decoding.projection import Norm, Projection
 
 
 def apply(projection: Projection, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -34,8 +33,7 @@ def apply(projection: Projection, x: Tensor, residual: Tensor | None = None) -> 
         x, projection = normalised(x, projection.norm), dataclasses.replace(projection, norm=None)
     out = x.new_empty(x.shape[0], projection.rows)
     hardware = Hardware.of(x.device)
-    heights = tuple(weight.shape[0] for weight in projection.weights)
-    tile = _tile(heights[:1] if projection.gated else heights, hardware, projection.gated is not None)
+    tile = choose_linear_tile(projection.heights, hardware, gated=projection.gated is not None)
     linear.launch(x, projection, tile, residual=residual, out=out, overlaps=hardware.overlaps_launches)
     return out
 
@@ -48,11 +46,6 @@ def why_not(x: Tensor) -> tuple[str, ...]:
         (x.shape[0] > MAX_TOKENS, f"more than {MAX_TOKENS} tokens: bound by more than reading the weights"),
     )
     return tuple(reason for fails, reason in checks if fails)
-
-
-@functools.lru_cache(maxsize=256)
-def _tile(heights: tuple[int, ...], hardware: Hardware, gated: bool) -> LinearTile:
-    return choose_linear_tile(heights, hardware, gated=gated)
 
 
 def normalised(x: Tensor, norm: Norm) -> Tensor:

@@ -113,9 +113,10 @@ def attend_kernel(
     head_kv = pid // row_tiles % HEADS_KV
     split = pid // (row_tiles * HEADS_KV) % num_splits
     b = pid // (row_tiles * HEADS_KV * num_splits)
-    q_start, q_len, end, lo, hi = keys.seen_by(
-        b, row, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-        capacity, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
+    q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
+    end, lo, hi = keys.seen_by(
+        b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
+        GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     if row >= q_len * GROUP:
         return

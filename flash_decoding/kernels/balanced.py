@@ -99,9 +99,10 @@ def attend_balanced_kernel(
             capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         until = tl.minimum(before + tiles, stop)
-        q_start, q_len, end, lo, hi = keys.seen_by(
-            b, row, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-            capacity, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
+        q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
+        end, lo, hi = keys.seen_by(
+            b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
+            window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         from_tile = tl.maximum(runs.tile_at(origin, at - before), lo // BLOCK_N)
         to_tile = tl.minimum(runs.tile_at(origin, until - before), tl.cdiv(hi, BLOCK_N))

@@ -71,10 +71,10 @@ def live_parts(
         )  # fmt: skip
     else:
         row = (token * GROUP + head % GROUP) // BLOCK_M * BLOCK_M
-        first, end = keys.live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
-        lo, hi = keys.visible_slots(
-            row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
-        )
+        _, lo, hi = keys.seen_by(
+            b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
+            window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
         first_part = 0
         _, _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     return first_part, live

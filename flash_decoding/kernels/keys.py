@@ -83,10 +83,9 @@ def visible_slots(
 def seen_by(
     b: tl.tensor,
     row: tl.tensor,
+    q_len: tl.tensor,
     cache_seqlens_ptr: tl.tensor,
     cache_leftpad_ptr: tl.tensor,
-    cu_seqlens_q_ptr: tl.tensor,
-    max_q_len: tl.tensor,
     new_tokens: tl.tensor,
     capacity: tl.tensor,
     window_left: tl.tensor,
@@ -96,14 +95,12 @@ def seen_by(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
-    """For a row tile of sequence b: its first query token, how many there are, the end of its slots, and
-    [lo, hi) of those that the tile sees."""
-    q_start, q_len = query_span(b, cu_seqlens_q_ptr, max_q_len)
+    """End of the slots of sequence b, and [lo, hi) of those that the row tile from ``row`` on sees."""
     first, end = live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
     lo, hi = visible_slots(
         row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
     )
-    return q_start, q_len, end, lo, hi
+    return end, lo, hi
 
 
 @triton.jit

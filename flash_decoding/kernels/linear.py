@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import overlap
+from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,10 +213,9 @@ def launch(
     """
     tokens, columns = x.shape
     weights, norm = projection.weights, projection.norm
-    rows = [weight.shape[0] for weight in weights] + [0, 0]
-    heights = rows[:1] if projection.gated else rows
+    rows_0, rows_1, rows_2 = (*projection.heights, 0, 0)[:3]
     lines = tile.prefetch // x.element_size()
-    linear_kernel[(sum(triton.cdiv(height, tile.step) for height in heights),)](
+    linear_kernel[(sum(triton.cdiv(height, tile.step) for height in projection.heights),)](
         x,
         None if norm is None else norm.weight,
         weights,
@@ -228,14 +228,14 @@ def launch(
         out.stride(0),
         EPS=0.0 if norm is None else norm.eps,
         OFFSET=0.0 if norm is None else norm.offset,
-        ROWS_0=rows[0],
-        ROWS_1=0 if projection.gated else rows[1],
-        ROWS_2=rows[2],
+        ROWS_0=rows_0,
+        ROWS_1=rows_1,
+        ROWS_2=rows_2,
         COLS=columns,
         BIAS=len(projection.biases) > 0,
         ACTIVATION=projection.gated or "",
         STEP=tile.step,
-        BLOCK_M=max(16, triton.next_power_of_2(tokens)),
+        BLOCK_M=padded(tokens),
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
         STAGES=tile.num_stages,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.projection import LinearTile
+from flash_decoding.spec import padded
 
 MAX_TOKENS = 16
 """Tokens that ride along for nothing: what the matrix units multiply with a weight at least."""
@@ -41,7 +43,8 @@ ROWS = (
 )
 
 
-def choose_linear_tile(rows: Sequence[int], hardware: Hardware, *, gated: bool) -> LinearTile:
+@lru_cache(maxsize=256)
+def choose_linear_tile(rows: tuple[int, ...], hardware: Hardware, *, gated: bool) -> LinearTile:
     """The rows of a program, and the first pipeline of the table that holds them, shortened until it fits.
 
     Args:
@@ -50,11 +53,11 @@ def choose_linear_tile(rows: Sequence[int], hardware: Hardware, *, gated: bool) 
         gated: two weights are read side by side.
     """
     waves = 1
-    while even_step(rows, hardware.sm_count * waves) > MAX_STEP:
+    while (step := even_step(rows, hardware.sm_count * waves)) > MAX_STEP:
         waves += 1
-    step = max(MIN_STEP, even_step(rows, hardware.sm_count * waves))
+    step = max(MIN_STEP, step)
     row = next(row for row in ROWS if step <= row.max_step and row.gated == gated)
-    block_n = max(16, 1 << (step - 1).bit_length())
+    block_n = padded(step)
     stages, block_k = row.num_stages, row.block_k
     while smem_bytes(block_n, block_k, stages, gated=gated) > hardware.smem_bytes:
         if stages > 2:
