@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding import flash_attn
-from flash_decoding.bench.baselines import peers, pytorch
+from flash_decoding.bench.baselines import flash_infer, peers, pytorch
 from flash_decoding.bench.cases import Case
 from flash_decoding.bench.check import Truth
 from flash_decoding.bench.inputs import make_inputs
@@ -27,12 +27,13 @@ KINDS = {
     "window": replace(CASE, window=20),
     "drafts in pages": replace(PAGED, q_len=2, lengths=(2, 96, 40)),
 }
-GPU = replace(CASE, device=torch.device("cuda"))
+GPU = replace(CASE, device=torch.device("cuda"), dtype=torch.bfloat16)
 
 
 def reason(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """Why a peer does not run a case, were it installed."""
     monkeypatch.setattr("importlib.util.find_spec", lambda package: SimpleNamespace())
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     (column,) = (column for column in (*peers.PEERS, *pytorch.SDPA, pytorch.UNSPLIT) if column.name == name)
     return column.why_not(case)
 
@@ -45,9 +46,21 @@ def reason(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> str | None
         ("flash-attn 3", {"page_size": 16}, None),
         ("FlashInfer", {"kv_len": 90}, "length 90 is not a multiple of 16"),
         ("FlashInfer", {"kv_len": 90, "page_size": 16}, None),
-        ("xFormers", {"page_size": 16}, "takes no pages, here of 16"),
-        ("xFormers", {"window": 8}, "takes no window, here of 8"),
-        ("xFormers", {"lengths": (1, 96, 2)}, None),
+        ("FlashInfer", {"page_size": 48, "q_len": 8, "window": 8, "heads_q": 96}, None),
+        ("FlashInfer", {"dtype": torch.float32}, "takes float16 and bfloat16"),
+        ("FlashInfer, CUDA cores", {"q_len": 2}, "takes one query token per sequence, not 2"),
+        ("FlashInfer, CUDA cores", {"heads_q": 10}, "knows no groups of 5 query heads per key/value head"),
+        ("FlashInfer, CUDA cores", {"heads_q": 16, "window": 8, "page_size": 48}, None),
+        ("FlashInfer XQA", {"page_size": 48}, "takes pages of 16, 32, 64, 128, not 48"),
+        ("FlashInfer XQA", {"heads_q": 96}, "knows no groups of 48 query heads per key/value head"),
+        ("FlashInfer XQA", {"q_len": 2}, "takes one query token per sequence, not 2"),
+        ("FlashInfer XQA", {"heads_q": 10, "window": 8, "page_size": 64}, None),
+        ("xFormers", {"page_size": 16}, "takes pages in multiples of 64, not 16"),
+        ("xFormers", {"page_size": 64, "window": 8}, "takes no window over pages"),
+        ("xFormers", {"q_len": 17}, "takes 16 query tokens per sequence at most, not 17"),
+        ("xFormers", {"dtype": torch.float32}, "takes float16 and bfloat16"),
+        ("xFormers", {"lengths": (1, 96, 2), "page_size": 64, "q_len": 16}, None),
+        ("xFormers", {"window": 8}, None),
         ("vLLM", {"page_size": 64}, "takes pages of 8, 16, 32, not 64"),
         ("vLLM", {"q_len": 2}, "takes one query token per sequence, not 2"),
         ("vLLM", {"page_size": 16}, None),
@@ -65,6 +78,12 @@ def test_a_peer_says_by_name_what_it_does_not_take(
     assert reason(name, replace(GPU, **changes), monkeypatch) == told
 
 
+def test_xqa_says_which_gpu_it_is_not_written_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: SimpleNamespace())
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 6))
+    assert flash_infer.XQA.why_not(GPU) == "is not written for a GPU of capability 8.6"
+
+
 @pytest.mark.parametrize("case", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("version", [2, 3])
 def test_what_flash_attn_is_handed_gives_the_right_answer(
@@ -80,41 +99,3 @@ def test_what_flash_attn_is_handed_gives_the_right_answer(
     inputs = make_inputs(case, seed=0)
     result = peers.PEERS[version - 2].ways[0].prepare(case, inputs)()
     assert Truth.of(case, inputs).judge("peer", result).passed
-
-
-class Wrapper:
-    """FlashInfer's wrappers, as far as they are called: plan with where things lie, run with q and pages."""
-
-    def __init__(self, workspace: Tensor, layout: str, **more: object) -> None:
-        assert layout == "NHD"
-
-    def plan(self, *told: Any, window_left: int, causal: bool = True, **dtypes: torch.dtype) -> None:
-        self.q_ends = told[0] if len(told) == 8 else None
-        self.starts, self.pages, self.last = told[-7:-4]
-        assert told[-4:] == (4, 2, 32, 16)
-        self.window = (window_left, 0 if window_left >= 0 else -1)
-
-    def run(self, q: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:
-        """Each sequence by itself, from the plan alone."""
-        outs = []
-        batch = self.last.numel()
-        ends = torch.arange(batch + 1) if self.q_ends is None else self.q_ends
-        for b in range(batch):
-            owned = self.pages[self.starts[b] : self.starts[b + 1]].long()
-            length = 16 * (len(owned) - 1) + int(self.last[b])
-            k, v = (x[owned].flatten(0, 1)[None, :length] for x in cache)
-            mine = q[None, ends[b] : ends[b + 1]]
-            outs.append(flash_attn.flash_attn_func(mine, k, v, causal=True, window_size=self.window)[0])
-        return torch.cat(outs)
-
-
-@pytest.mark.parametrize("case", KINDS.values(), ids=KINDS)
-def test_what_flashinfer_is_handed_gives_the_right_answer(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ("BatchDecodeWithPagedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper")
-    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace(**dict.fromkeys(names, Wrapper)))
-    monkeypatch.setattr(peers, "WORKSPACE", 16)
-    inputs = make_inputs(case, seed=0)
-    (column,) = (column for column in peers.PEERS if column.name == "FlashInfer")
-    assert Truth.of(case, inputs).judge("peer", column.ways[0].prepare(case, inputs)()).passed

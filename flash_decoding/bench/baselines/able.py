@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
+
+import torch
 
 from flash_decoding.bench.cases import Case
 from flash_decoding.bench.column import WhyNot
@@ -48,6 +51,41 @@ def whole_pages(page_size: int) -> WhyNot:
     def why_not(case: Case) -> str | None:
         fits = case.page_size or case.kv_len % page_size == 0
         return None if fits else f"length {case.kv_len} is not a multiple of {page_size}"
+
+    return why_not
+
+
+def half_precision(case: Case) -> str | None:
+    """The ``why_not`` of a column whose kernels know two dtypes."""
+    return "takes float16 and bfloat16" if case.dtype.itemsize != 2 else None
+
+
+def group_in(groups: Collection[int]) -> WhyNot:
+    """The ``why_not`` of a column that is compiled for some numbers of query heads per key/value head."""
+
+    def why_not(case: Case) -> str | None:
+        fits = case.group in groups
+        return None if fits else f"knows no groups of {case.group} query heads per key/value head"
+
+    return why_not
+
+
+def pages_in(sizes: Collection[int]) -> WhyNot:
+    """The ``why_not`` of a column that is compiled for some page sizes, of pages alone."""
+
+    def why_not(case: Case) -> str | None:
+        is_odd = case.page_size and case.page_size not in sizes
+        return f"takes pages of {', '.join(map(str, sizes))}, not {case.page_size}" if is_odd else None
+
+    return why_not
+
+
+def capability_in(majors: Collection[int]) -> WhyNot:
+    """The ``why_not`` of a column that is written for some generations of NVIDIA's GPUs."""
+
+    def why_not(case: Case) -> str | None:
+        major, minor = torch.cuda.get_device_capability(case.device)
+        return None if major in majors else f"is not written for a GPU of capability {major}.{minor}"
 
     return why_not
 
