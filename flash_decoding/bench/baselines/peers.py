@@ -1,6 +1,7 @@
 """Other attention libraries, each timed only where it is installed.
 
-Each is called the way its own documentation shows for decoding over a KV cache; plans, biases, page tables and changed cache layouts are made outside the timed call.
+Each is called the way its own documentation shows for decoding over a KV cache; plans, biases, page tables
+and changed cache layouts are made outside the timed call.
 """
 
 from __future__ import annotations
