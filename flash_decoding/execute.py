@@ -200,7 +200,9 @@ def _keep(
     if kind is None or first is None:
         return
     lse_shape = None if lse is None else lse.shape
-    repeats.keep(kind, repeats.AttentionSteps(first, last, out.shape, lse_shape, *scratch))
+    repeats.keep(
+        kind, repeats.AttentionSteps(first, last, out.dtype, out.device, out.shape, lse_shape, *scratch)
+    )
 
 
 def _new(queries: Queries, *shape: int) -> Tensor:

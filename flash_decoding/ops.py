@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flash_decoding import repeats
+from flash_decoding import eager, repeats
 from flash_decoding.repeats import Kind
 from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
 
@@ -168,21 +168,21 @@ def _on_its_gpu(run: Callable[..., R]) -> Callable[..., R]:
 
 
 def _attention_again(*call: Any) -> tuple[Tensor, Tensor]:
-    kind = repeats.kind_of(call, tensors=11)
+    kind, addresses = repeats.kind_of(call[:11], ("attention", *call[11:]))
     steps = repeats.find(kind)
     if steps is None:
         return _attention(*call, kind=kind)
-    out, lse = steps(call, repeats.addresses_of(call, tensors=11))
-    return out, lse
+    out, lse = steps(addresses)
+    return out, out.new_empty(0, dtype=torch.float32) if lse is None else lse
 
 
 def _append_kv_again(*call: Any) -> None:
-    kind = repeats.kind_of(call, tensors=11)
+    kind, addresses = repeats.kind_of(call[:11], ("append_kv", *call[11:]))
     steps = repeats.find(kind)
     if steps is None:
         _append_kv(*call, kind=kind)
         return
-    steps(call, repeats.addresses_of(call, tensors=11))
+    steps(addresses)
     _written(call[2], call[3], call[8])
 
 
@@ -208,12 +208,14 @@ def attention(
     num_splits: int = 0,
     batch_invariant: bool = False,
     return_lse: bool = True,
+    kind: Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of ``queries`` over ``cache``: out, and the LSE or an empty tensor in its place.
 
     The records have been checked by :mod:`flash_decoding.validate`; nothing is checked here.
+    Only calls that are alone (:mod:`~flash_decoding.eager`) have a ``kind``, and launches are kept under it.
     """
-    out, lse = torch.ops.flash_decoding.attention.default(
+    call = (
         queries.q,
         cache.k,
         cache.v,
@@ -237,13 +239,18 @@ def attention(
         batch_invariant,
         return_lse,
     )
+    if kind is not None:
+        return _attention(*call, kind=kind)
+    if eager.is_alone(call[:11]):
+        return _attention_again(*call)
+    out, lse = torch.ops.flash_decoding.attention.default(*call)
     return out, lse
 
 
 def append_kv(new: NewTokens, cache: KVCache) -> None:
     """Write new tokens behind ``cache.cache_seqlens``, and rotated queries to ``new.q_rotated``."""
     rotary = new.rotary
-    torch.ops.flash_decoding.append_kv.default(
+    call = (
         new.k,
         new.v,
         cache.k,
@@ -258,6 +265,10 @@ def append_kv(new: NewTokens, cache: KVCache) -> None:
         False if rotary is None else rotary.interleaved,
         True if rotary is None else rotary.advance_q,
     )
+    if eager.is_alone(call[:11]):
+        _append_kv_again(*call)
+    else:
+        torch.ops.flash_decoding.append_kv.default(*call)
 
 
 def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,17 @@
-"""Calls of a kind that was made before: no record, no plan, nothing but outputs, scratch and launches.
+"""Calls of a kind that was made before: no checks, no plan, nothing but outputs, scratch and launches.
 
-What a call launches follows from its numbers, and from the dtypes, devices, shapes, strides and alignment of
-its tensors: that is its *kind*. Lengths, pages and all else that tensors hold is read on the device (contract
-C4), and Triton compiles for alignment, never for an address. So when a call of the same kind comes, the
-launches of the first are made again, with the addresses of the second.
+Whether a call is refused, and what it launches, follows from its numbers, and from the dtypes, devices,
+shapes, strides and alignment of its tensors: that is its *kind*. Lengths, pages and all else that tensors
+hold is read on the device (contract C4), and Triton compiles for alignment, never for an address. So when a
+call of the same kind comes, the launches of the first are made again, with the addresses of the second.
 
-A call is the tuple of an operator's arguments, tensors (or None) before numbers.
+The tensors of attention are, in the order of its operator: q, k_cache, v_cache, cache_seqlens, block_table,
+cache_batch_idx, cache_leftpad, key_mask, cu_seqlens_q, alibi_slopes, sinks; None for those that a call lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from flash_decoding.kernels.repeat import Repeat
 
-Call = tuple[Any, ...]
 Kind = tuple[Any, ...]
 Addresses = list[int | None]
+Steps = Callable[[Addresses], Any]
 
 MAX_KEPT = 1024
 """Kinds kept: a model has a few, but keys that grow by concatenation bring a new one with every token."""
@@ -30,29 +31,39 @@ MAX_KEPT = 1024
 ALIGNMENT = 16
 """Bytes. Triton compiles one kernel for addresses that are multiples of it, another for all others."""
 
-_kept: dict[Kind, Callable[[Call, Addresses], Any]] = {}
+_NUMBERS = frozenset({int, float, bool, str, type(None)})
+
+_kept: dict[Kind, Steps] = {}
 
 
-def kind_of(call: Call, tensors: int) -> Kind:
-    """All that decides what a call launches, its first ``tensors`` arguments being tensors or None."""
-    facts = [
-        None if x is None else (x.dtype, x.device, x.shape, x.stride(), x.data_ptr() % ALIGNMENT == 0)
-        for x in call[:tensors]
-    ]
-    return (call[tensors:], *facts)
+def are_numbers(values: Iterable[object]) -> bool:
+    """True where a kind can be told by these values: callers may pass anything."""
+    return _NUMBERS.issuperset(map(type, values))
 
 
-def addresses_of(call: Call, tensors: int) -> Addresses:
-    """Where the tensors of a call lie."""
-    return [None if x is None else x.data_ptr() for x in call[:tensors]]
+def kind_of(tensors: Iterable[Tensor | None], numbers: tuple[Any, ...]) -> tuple[Kind, Addresses]:
+    """All that decides what a call launches and whether it is refused; and where its tensors lie."""
+    # Types stand beside the numbers, for 1 == 1.0 == True is not what the checks say.
+    facts: list[Any] = [numbers, tuple(map(type, numbers)), torch.is_grad_enabled()]
+    addresses: Addresses = []
+    for x in tensors:
+        if x is None:
+            addresses.append(None)
+            facts.append(None)
+            continue
+        address = x.data_ptr()
+        addresses.append(address)
+        aligned = address % ALIGNMENT == 0
+        facts.append((x.dtype, x.device, x.shape, x.stride(), aligned, x.requires_grad))
+    return tuple(facts), addresses
 
 
-def find(kind: Kind) -> Callable[[Call, Addresses], Any] | None:
-    """What was kept of a call of this kind: takes another such call and its addresses, returns its result."""
+def find(kind: Kind) -> Steps | None:
+    """What was kept of a call of this kind: takes the addresses of another, returns its result."""
     return _kept.get(kind)
 
 
-def keep(kind: Kind, steps: Callable[[Call, Addresses], Any]) -> None:
+def keep(kind: Kind, steps: Steps) -> None:
     """Remember how to make calls of this kind."""
     if len(_kept) >= MAX_KEPT:
         _kept.clear()
@@ -71,32 +82,35 @@ class AttentionSteps:
     attend: Repeat
     combine: Repeat | None
     """None where there is nothing to combine; then there is no scratch either."""
+    dtype: torch.dtype
+    device: torch.device
     out_shape: tuple[int, ...]
     lse_shape: tuple[int, ...] | None
     """None where nobody asked for the LSE."""
     part_floats: int = 0
     part_lse_floats: int = 0
 
-    def __call__(self, call: Call, addresses: Addresses) -> tuple[Tensor, Tensor]:
-        """Out and LSE (or an empty tensor) of another call of the kind."""
+    def __call__(self, addresses: Addresses) -> tuple[Tensor, Tensor | None]:
+        """Out, and the LSE where it is asked for, of another call of the kind."""
         q, k, v, seqlens, table, batch_idx, leftpad, mask, cu_q, alibi, sinks = addresses
-        dtype, device = call[0].dtype, call[0].device
-        result = torch.empty(self.out_shape, dtype=dtype, device=device)
-        result_lse = torch.empty(self.lse_shape or (0,), dtype=torch.float32, device=device)
-        out: int = result.data_ptr()
-        lse = None if self.lse_shape is None else result_lse.data_ptr()
+        # Sizes one by one: PyTorch takes a microsecond less to read them than a tuple.
+        out = torch.empty(*self.out_shape, dtype=self.dtype, device=self.device)
+        lse, lse_address = None, None
+        if self.lse_shape is not None:
+            lse = torch.empty(*self.lse_shape, dtype=torch.float32, device=self.device)
+            lse_address = lse.data_ptr()
         options = (seqlens, leftpad, mask, batch_idx, table, cu_q, alibi, sinks)
         if self.combine is None:
-            self.attend(q, k, v, out, lse, *options)
-            return result, result_lse
+            self.attend(q, k, v, out.data_ptr(), lse_address, *options)
+            return out, lse
         # One tensor for both: head_dim_v is a multiple of 8, so the second part is aligned as the first.
         floats = self.part_floats + self.part_lse_floats
-        scratch = torch.empty(floats, dtype=torch.float32, device=device)
+        scratch = torch.empty(floats, dtype=torch.float32, device=self.device)
         parts = scratch.data_ptr()
         part_lse = parts + 4 * self.part_floats
         self.attend(q, k, v, parts, part_lse, *options)
-        self.combine(parts, part_lse, out, lse, seqlens, leftpad, cu_q)
-        return result, result_lse
+        self.combine(parts, part_lse, out.data_ptr(), lse_address, seqlens, leftpad, cu_q)
+        return out, lse
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ class AppendSteps:
 
     append: Repeat
 
-    def __call__(self, call: Call, addresses: Addresses) -> None:
+    def __call__(self, addresses: Addresses) -> None:
         """Write the tokens of another call of the kind."""
         k, v, k_cache, v_cache, seqlens, table, batch_idx, q, q_rotated, cos, sin = addresses
         self.append(k, v, q, k_cache, v_cache, q_rotated, cos, sin, seqlens, batch_idx, table)

@@ -26,6 +26,9 @@ from tests.offline_compile import CASES, TARGETS, Case, OfflineDriver, tensors
 FRESH = ("out_ptr", "lse_ptr", "parts_ptr", "part_lse_ptr")
 """Arguments that every call allocates anew."""
 
+HOOKS = ("metadata", "enter", "exit")
+"""What a repetition leaves out where no hook listens."""
+
 LAUNCHES: list[tuple[str, dict[str, Any]]] = []
 
 
@@ -35,11 +38,13 @@ class Recorder:
     def __init__(self, src: Any, metadata: object) -> None:
         launch = ("x", "y", "z", "stream", "function", "packed", "metadata", "enter", "exit")
         self.kernel, self.names = src.fn.fn.__name__, (*launch, *src.fn.arg_names)
+        self.compiled_for = f"{src.signature} {src.constants} {src.attrs}"
 
     def __call__(self, *given: object) -> None:
         """Keep what a GPU would get; tensors by where they lie, as the driver takes them."""
         values = [_plain(x) for x in given]
-        LAUNCHES.append((self.kernel, dict(zip(self.names, values, strict=True))))
+        named = dict(zip(self.names, values, strict=True))
+        LAUNCHES.append((self.kernel, named | {"compiled for": self.compiled_for}))
 
 
 def _plain(x: object) -> object:
@@ -77,6 +82,11 @@ def call_of(case: Case, queries: Queries, cache: KVCache, options: Options) -> t
     )
 
 
+def kind_of(call: tuple[Any, ...]) -> tuple[repeats.Kind, repeats.Addresses]:
+    """Of the arguments of an operator."""
+    return repeats.kind_of(call[:11], call[11:])
+
+
 def plan_of(case: Case, given: tuple[Queries, KVCache, Options], hardware: Hardware) -> Plan:
     """The plan of the case."""
     problem = execute.problem_of(*given, return_lse=True)
@@ -87,11 +97,12 @@ def plan_of(case: Case, given: tuple[Queries, KVCache, Options], hardware: Hardw
 def attention_twice(case: Case, hardware: Hardware) -> None:
     """A call and its repetition, and in LAUNCHES all of the second: by Triton, then repeated."""
     first, second = tensors(case), tensors(case)
-    kind = repeats.kind_of(call_of(case, *first), tensors=11)
+    kind, _ = kind_of(call_of(case, *first))
     plan = plan_of(case, first, hardware)
     execute.run_kernels(*first, plan, kind=kind)
     again = call_of(case, *second)
-    if repeats.kind_of(again, tensors=11) != kind:
+    kind_again, addresses = kind_of(again)
+    if kind_again != kind:
         raise AssertionError(f"{case.name}: a call like the first is not of its kind")
     LAUNCHES.clear()
     execute.run_kernels(*second, plan)
@@ -99,7 +110,7 @@ def attention_twice(case: Case, hardware: Hardware) -> None:
     if steps is None:
         raise AssertionError(f"{case.name}: nothing was kept")
     half = len(LAUNCHES)
-    out, lse = steps(again, repeats.addresses_of(again, tensors=11))
+    out, lse = steps(addresses)
     last = LAUNCHES[-1][1]
     if (last["out_ptr"], last["lse_ptr"]) != (out.data_ptr(), lse.data_ptr()):
         raise AssertionError(f"{case.name}: the results are not what the last kernel writes")
@@ -124,14 +135,14 @@ def append_twice(case: Case, hardware: Hardware) -> None:
     append.launch(*calls[1][:2], overlaps=hardware.overlaps_launches)
     if launched is None:
         raise AssertionError(f"{case.name}: nothing was kept")
-    repeats.AppendSteps(launched)(calls[1][2], repeats.addresses_of(calls[1][2], tensors=11))
+    repeats.AppendSteps(launched)(kind_of(calls[1][2])[1])
 
 
 def compare(case: Case) -> Iterator[dict[str, Any]]:
     """Per launch: what the second half of LAUNCHES was given that the first was not."""
     half = len(LAUNCHES) // 2
     for (kernel, ours), (repeated, again) in zip(LAUNCHES[:half], LAUNCHES[half:], strict=True):
-        known = {name for name in ours if name not in FRESH}
+        known = {name for name in ours if name not in (*FRESH, *HOOKS)}
         differs = [name for name in sorted(known) if ours[name] != again[name]]
         yield {"case": case.name, "kernel": kernel, "repeated": repeated, "differs": differs}
 

@@ -21,7 +21,7 @@ def nothing_kept() -> Iterator[None]:
 
 
 def kind(*tensors: Tensor | None, numbers: tuple[Any, ...] = (1, 0.5)) -> repeats.Kind:
-    return repeats.kind_of((*tensors, *numbers), tensors=len(tensors))
+    return repeats.kind_of(tensors, numbers)[0]
 
 
 def test_contents_and_addresses_do_not_make_a_kind() -> None:
@@ -36,22 +36,36 @@ def test_contents_and_addresses_do_not_make_a_kind() -> None:
         torch.zeros(2, 16)[:, :8],
         torch.zeros(2, 8, device="meta"),
         torch.zeros(17)[1:].view(2, 8),
+        torch.zeros(2, 8, requires_grad=True),
         None,
     ],
-    ids=["dtype", "shape", "strides", "device", "alignment", "absent"],
+    ids=["dtype", "shape", "strides", "device", "alignment", "grad", "absent"],
 )
 def test_all_that_decides_a_launch_makes_a_kind(other: Tensor | None) -> None:
     assert kind(torch.zeros(2, 8)) != kind(other)
 
 
-def test_numbers_make_a_kind() -> None:
+@pytest.mark.parametrize("other", [(1, 0.25), (1.0, 0.5), (True, 0.5), (1, 0.5, None)])
+def test_numbers_and_their_types_make_a_kind(other: tuple[Any, ...]) -> None:
     x = torch.zeros(2, 8)
-    assert kind(x, numbers=(1, 0.5)) != kind(x, numbers=(1, 0.25))
+    assert kind(x, numbers=(1, 0.5)) != kind(x, numbers=other)
+
+
+def test_whether_grad_is_recorded_makes_a_kind() -> None:
+    x: Tensor = torch.zeros(2, 8, requires_grad=True)
+    with torch.no_grad():
+        unrecorded = kind(x)
+    assert kind(x) != unrecorded
+
+
+def test_only_numbers_tell_a_kind() -> None:
+    assert repeats.are_numbers(("a", None, True, 1, 0.5))
+    assert not any(repeats.are_numbers((x,)) for x in ([1], torch.ones(()), {}))
 
 
 def test_kinds_that_never_come_again_do_not_pile_up() -> None:
     for size in range(2 * repeats.MAX_KEPT):
-        repeats.keep((size,), lambda call, addresses: None)
+        repeats.keep((size,), lambda addresses: None)
     last = 2 * repeats.MAX_KEPT - 1
     assert repeats.find((last,)) is not None
     kept = [size for size in range(last + 1) if repeats.find((size,)) is not None]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
-from flash_decoding import append_kv, decode_attention, ops, repeats, validate
+from flash_decoding import append_kv, decode_attention, eager, ops, repeats, validate
 from flash_decoding.flash_attn import flash_attn_with_kvcache
 from flash_decoding.plan import Hardware
 from flash_decoding.spec import KVCache, Options, Queries
@@ -49,6 +49,7 @@ def pretend() -> torch.library.Library:
     driver.set_active(SilentDriver(0, target))
     hardware = Hardware.named(gpu)
     setattr(Hardware, "of", lambda device: hardware)  # noqa: B010 - mypy would not have it otherwise
+    setattr(eager, "is_on_current_gpu", lambda x: True)  # noqa: B010 - likewise
     library = torch.library.Library("flash_decoding", "IMPL")  # type: ignore[no-untyped-call]
     library.impl("attention", ops._attention_again, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
     return library
@@ -78,23 +79,26 @@ def stages(q: Tensor, k: Tensor, v: Tensor, seqlens: Tensor) -> Iterator[tuple[s
         return queries, validate.kv_cache(queries, k, v, cache_seqlens=seqlens), validate.options(queries)
 
     records = checks()
+    tensors = (q, k, v, seqlens, *[None] * 7)
     numbers = (0, 0, 0, False, q.shape[-1] ** -0.5, -1, -1, 0.0, 0, False, False)
-    call = (q, k, v, seqlens, *[None] * 7, *numbers)
 
     def first() -> Tensor:
         repeats.forget()
         return ops.attention(*records, return_lse=False)[0]
 
     def steps() -> object:
-        found = repeats.find(repeats.kind_of(call, tensors=11))
-        return found(call, repeats.addresses_of(call, tensors=11)) if found else None
+        kind, addresses = repeats.kind_of(tensors, ("attention", *numbers))
+        found = repeats.find(kind)
+        return found(addresses) if found else None
 
     yield "operator, first call of a kind (compiled)", first
     yield "decode_attention", lambda: decode_attention(q, k, v, cache_seqlens=seqlens, causal=False)
-    yield "  checks and records", checks
-    yield "  operator", lambda: ops.attention(*records, return_lse=False)
-    yield "    kind, outputs, scratch, launches", steps
-    yield "    kind alone", lambda: repeats.kind_of(call, tensors=11)
+    yield "  whether it is alone", lambda: eager.is_alone(tensors)
+    yield "  kind", lambda: repeats.kind_of(tensors, numbers)
+    yield "  kind, outputs, scratch, launches", steps
+    yield "checks and records, where they are due", checks
+    yield "attention on checked records", lambda: ops.attention(*records, return_lse=False)
+    yield "the same, dispatched", lambda: torch.ops.flash_decoding.attention.default(*tensors, *numbers)
     if ON_GPU:
         new = k[:, :1].clone()
         wide_q, wide_k, wide_v = (x.transpose(1, 2) for x in (q, k, v))
