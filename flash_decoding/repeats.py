@@ -31,6 +31,10 @@ MAX_KEPT = 1024
 ALIGNMENT = 16
 """Bytes. Triton compiles one kernel for addresses that are multiples of it, another for all others."""
 
+ON_ROCM = torch.version.hip is not None
+NEAR = 2**31
+"""Bytes. For ROCm Triton compiles one kernel for storages that end before, another for larger ones."""
+
 _NUMBERS = frozenset({int, float, bool, str, type(None)})
 
 _kept: dict[Kind, Steps] = {}
@@ -54,7 +58,8 @@ def kind_of(tensors: Iterable[Tensor | None], numbers: tuple[Any, ...]) -> tuple
         address = x.data_ptr()
         addresses.append(address)
         aligned = address % ALIGNMENT == 0
-        facts.append((x.dtype, x.device, x.shape, x.stride(), aligned, x.requires_grad))
+        near = ON_ROCM and x.untyped_storage().size() < NEAR
+        facts.append((x.dtype, x.device, x.shape, x.stride(), aligned, near, x.requires_grad))
     return tuple(facts), addresses
 
 
