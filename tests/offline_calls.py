@@ -1,7 +1,7 @@
 """Make public calls over and over without a GPU, and compare what the driver is handed each time.
 
-Run as a script, in a process of its own: ``python -m tests.offline_calls`` prints a JSON record per call, made
-right after another that is nearly the same, then as the first of its kind, then again.
+Run as a script, in a process of its own: ``python -m tests.offline_calls`` prints a JSON record per call,
+made after another that is nearly the same, then as the first of its kind, then again.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def hooked() -> dict[str, Any]:
     arguments = given()
     fd.decode_attention(**arguments)
     heard: list[object] = []
-    hook = heard.append
-    knobs.runtime.launch_enter_hook.add(hook)
+    hook, usual = heard.append, knobs.runtime.launch_enter_hook
+    knobs.runtime.launch_enter_hook = hook
     told = launched(lambda: fd.decode_attention(**arguments))
-    knobs.runtime.launch_enter_hook.remove(hook)
+    knobs.runtime.launch_enter_hook = usual
     silent = launched(lambda: fd.decode_attention(**arguments))
     names = [launch["metadata"]["name"] for _, launch in told]
-    enters = [launch["enter"] is knobs.runtime.launch_enter_hook for _, launch in told]
+    enters = [launch["enter"] is hook for _, launch in told]
     return {"hooked": names, "enters": enters, "silent": [launch["enter"] for _, launch in silent]}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,13 +10,6 @@ from torch import Tensor
 
 import flash_decoding as fd
 from flash_decoding import repeats
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
-    repeats.forget()
-    yield
-    repeats.forget()
 
 
 def kind(*tensors: Tensor | None, numbers: tuple[Any, ...] = (1, 0.5)) -> repeats.Kind:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +13,6 @@ from flash_decoding import repeats
 from tests.repeat_cases import given, variants
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
-    repeats.forget()
-    yield
-    repeats.forget()
 
 
 def attend(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
