@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flash_decoding import ops, validate
+from flash_decoding import calls, ops, validate
 from flash_decoding.errors import InvalidInput
 from flash_decoding.spec import UNBOUNDED
 
@@ -70,31 +70,13 @@ def decode_attention(
         InvalidInput: an argument has a wrong shape, dtype, device, stride or value.
         Unsupported: a tensor requires grad (there is no backward), or nothing here can run the call.
     """
-    queries = validate.queries(q)
-    cache = validate.kv_cache(
-        queries,
-        k_cache,
-        v_cache,
-        cache_seqlens=cache_seqlens,
-        block_table=block_table,
-        cache_batch_idx=cache_batch_idx,
-        cache_leftpad=cache_leftpad,
+    tensors = (
+        *(q, k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, cache_leftpad, key_mask),
+        *(None, alibi_slopes, sinks),
     )
-    cache = validate.masked(cache, key_mask)
-    options = validate.options(
-        queries,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        window_size=window_size,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
+    return calls.attend(
+        tensors, (0, softmax_scale, causal, softcap, num_splits, batch_invariant, return_lse), window_size
     )
-    validate.num_splits(num_splits)
-    out, lse = ops.attention(
-        queries, cache, options, num_splits=num_splits, batch_invariant=batch_invariant, return_lse=return_lse
-    )
-    return (out, lse) if return_lse else out
 
 
 def decode_attention_varlen(
@@ -137,31 +119,12 @@ def decode_attention_varlen(
         InvalidInput: as in :func:`decode_attention`.
         Unsupported: as in :func:`decode_attention`.
     """
-    queries = validate.ragged_queries(q, cu_seqlens_q, max_q_len)
-    cache = validate.kv_cache(
-        queries,
-        k_cache,
-        v_cache,
-        cache_seqlens=cache_seqlens,
-        block_table=block_table,
-        cache_batch_idx=cache_batch_idx,
-        cache_leftpad=cache_leftpad,
+    tensors = (
+        *(q, k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, cache_leftpad, key_mask),
+        *(cu_seqlens_q, alibi_slopes, sinks),
     )
-    cache = validate.masked(cache, key_mask)
-    options = validate.options(
-        queries,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        window_size=window_size,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-    )
-    validate.num_splits(num_splits)
-    out, lse = ops.attention(
-        queries, cache, options, num_splits=num_splits, batch_invariant=batch_invariant, return_lse=return_lse
-    )
-    return (out, lse) if return_lse else out
+    numbers = (max_q_len, softmax_scale, causal, softcap, num_splits, batch_invariant, return_lse)
+    return calls.attend(tensors, numbers, window_size, ragged=True)
 
 
 def append_kv(

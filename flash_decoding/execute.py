@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from flash_decoding import cpu, sdpa
+from flash_decoding import cpu, repeats, sdpa
 from flash_decoding.plan import Hardware, make_plan, roomy_tile, tiles_for
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
+
+if TYPE_CHECKING:
+    from flash_decoding.kernels.repeat import Repeat
 
 
 def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse: bool) -> Problem:
@@ -47,8 +51,18 @@ def attention(
     num_splits: int = 0,
     batch_invariant: bool = False,
     return_lse: bool = True,
+    kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over a cache by whatever the planner chooses.
+
+    Args:
+        queries: the query tokens.
+        cache: the keys and values.
+        options: scale, window, softcap, ALiBi, sinks.
+        num_splits: programs that share the keys of one sequence and head; 0 leaves it to the planner.
+        batch_invariant: fix the keys per split.
+        return_lse: whether the LSE is wanted.
+        kind: of the call, to keep its launches for those that follow.
 
     Returns:
         out: contiguous, like q with head_dim_v as last dimension.
@@ -67,11 +81,17 @@ def attention(
         return out, lse if return_lse else lse.new_empty(0)
     if plan.variant == "sdpa":
         return sdpa.attend(queries, cache, options), _new(queries, 0)
-    return run_kernels(queries, cache, options, plan, return_lse=return_lse)
+    return run_kernels(queries, cache, options, plan, return_lse=return_lse, kind=kind)
 
 
 def run_kernels(
-    queries: Queries, cache: KVCache, options: Options, plan: Plan, *, return_lse: bool = True
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    return_lse: bool = True,
+    kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
     from flash_decoding.kernels import attend, balanced, combine
@@ -83,19 +103,23 @@ def run_kernels(
     lse, lse_strides = _new_lse(queries, return_lse)
     target = lse if return_lse else None
     if splits == 1 and not plan.balanced:
-        attend.launch(queries, cache, options, plan, out=out, lse=target, lse_strides=(*lse_strides, 0))
+        strides = (*lse_strides, 0)
+        first = attend.launch(queries, cache, options, plan, out=out, lse=target, lse_strides=strides)
+        _keep(kind, first, out=out, lse=target)
         return out, lse
     if plan.balanced:
         rows = (splits + queries.batch - 1, queries.q_len, heads)
         part_strides = (0, 1, heads, queries.q_len * heads)
         parts, part_lse = _new(queries, *rows, head_dim_v), _new(queries, *rows)
-        balanced.launch(queries, cache, options, plan, parts=parts, part_lse=part_lse)
+        first = balanced.launch(queries, cache, options, plan, parts=parts, part_lse=part_lse)
     else:
         rows = (tokens, heads, splits)
         part_strides = (0 if queries.is_ragged else queries.q_len * heads * splits, splits, heads * splits, 1)
         parts, part_lse = _new(queries, *rows, head_dim_v), _new(queries, *rows)
-        attend.launch(queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides)
-    combine.launch(
+        first = attend.launch(
+            queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides
+        )
+    last = combine.launch(
         queries,
         cache,
         options,
@@ -107,6 +131,7 @@ def run_kernels(
         lse=target,
         lse_strides=lse_strides,
     )
+    _keep(kind, first, last, out=out, lse=target, scratch=(parts.numel(), part_lse.numel()))
     return out, lse
 
 
@@ -128,14 +153,22 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 
 
-def append_kv(new: NewTokens, cache: KVCache) -> None:
-    """Write new keys and values into the cache in place; rotate them, and the queries, on the way."""
+def append_kv(new: NewTokens, cache: KVCache, *, kind: repeats.Kind | None = None) -> None:
+    """Write new keys and values into the cache in place; rotate them, and the queries, on the way.
+
+    Args:
+        new: the tokens.
+        cache: where they go.
+        kind: of the call, to keep its launch for those that follow.
+    """
     if new.k.device.type == "cpu":
         cpu.append(new, cache)
-    else:
-        from flash_decoding.kernels import append
+        return
+    from flash_decoding.kernels import append
 
-        append.launch(new, cache, overlaps=Hardware.of(new.k.device).overlaps_launches)
+    launched = append.launch(new, cache, overlaps=Hardware.of(new.k.device).overlaps_launches)
+    if kind is not None and launched is not None:
+        repeats.keep(kind, repeats.AppendSteps(launched))
 
 
 def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,6 +185,24 @@ def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     out, lse = outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
     combine.merge(outs, lses, out=out, lse=lse)
     return out, lse
+
+
+def _keep(
+    kind: repeats.Kind | None,
+    first: Repeat | None,
+    last: Repeat | None = None,
+    *,
+    out: Tensor,
+    lse: Tensor | None,
+    scratch: tuple[int, int] = (0, 0),
+) -> None:
+    """Keep the launches of a call, where it has a kind and they can be repeated."""
+    if kind is None or first is None:
+        return
+    lse_shape = None if lse is None else lse.shape
+    repeats.keep(
+        kind, repeats.AttentionSteps(first, last, out.dtype, out.device, out.shape, lse_shape, *scratch)
+    )
 
 
 def _new(queries: Queries, *shape: int) -> Tensor:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from flash_decoding import eager, repeats
+from flash_decoding.repeats import Kind
 from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
 
 _ATTENTION = """attention(
@@ -73,6 +75,8 @@ def _attention(  # noqa: PLR0917 - the schema's order
     num_splits: int,
     batch_invariant: bool,
     return_lse: bool,
+    *,
+    kind: Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     cache = KVCache(
         k_cache,
@@ -93,8 +97,9 @@ def _attention(  # noqa: PLR0917 - the schema's order
         num_splits=num_splits,
         batch_invariant=batch_invariant,
         return_lse=return_lse,
+        kind=kind,
     )
-    return out, lse if return_lse else q.new_empty((0,), dtype=torch.float32)
+    return out, lse
 
 
 def _attention_fake(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
@@ -118,13 +123,19 @@ def _append_kv(  # noqa: PLR0917 - the schema's order
     rotary_sin: Tensor | None,
     rotary_interleaved: bool,
     advance_q: bool,
+    *,
+    kind: Kind | None = None,
 ) -> None:
     rotary = None
     if rotary_cos is not None and rotary_sin is not None:
         rotary = Rotary(rotary_cos, rotary_sin, rotary_interleaved, advance_q)
     cache = KVCache(k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, new_tokens=k.shape[1])
-    _execute().append_kv(NewTokens(k, v, rotary, q, q_rotated), cache)
-    for written in (k_cache, v_cache, q_rotated):
+    _execute().append_kv(NewTokens(k, v, rotary, q, q_rotated), cache, kind=kind)
+    _written(k_cache, v_cache, q_rotated)
+
+
+def _written(*tensors: Tensor | None) -> None:
+    for written in tensors:
         # So that autograd notices where somebody else's backward pass still needs the old contents.
         if written is not None and not written.is_inference():
             torch.autograd.graph.increment_version(written)
@@ -156,15 +167,36 @@ def _on_its_gpu(run: Callable[..., R]) -> Callable[..., R]:
     return guarded
 
 
-_IMPLEMENTATIONS: tuple[tuple[str, Callable[..., object], Callable[..., object]], ...] = (
-    (_ATTENTION, _attention, _attention_fake),
-    (_APPEND_KV, _append_kv, _append_kv_fake),
-    (_MERGE_ATTENTION, _merge_attention, _merge_attention_fake),
+def _attention_again(*call: Any) -> tuple[Tensor, Tensor]:
+    kind, addresses = repeats.kind_of(call[:11], ("attention", *call[11:]))
+    steps = repeats.find(kind)
+    if steps is None:
+        return _attention(*call, kind=kind)
+    out, lse = steps(addresses)
+    return out, out.new_empty(0, dtype=torch.float32) if lse is None else lse
+
+
+def _append_kv_again(*call: Any) -> None:
+    kind, addresses = repeats.kind_of(call[:11], ("append_kv", *call[11:]))
+    steps = repeats.find(kind)
+    if steps is None:
+        _append_kv(*call, kind=kind)
+        return
+    steps(addresses)
+    _written(call[2], call[3], call[8])
+
+
+_IMPLEMENTATIONS: tuple[
+    tuple[str, Callable[..., object], Callable[..., object], Callable[..., object]], ...
+] = (
+    (_ATTENTION, _attention, _attention_again, _attention_fake),
+    (_APPEND_KV, _append_kv, _append_kv_again, _append_kv_fake),
+    (_MERGE_ATTENTION, _merge_attention, _merge_attention, _merge_attention_fake),
 )
-for _schema, _run, _fake in _IMPLEMENTATIONS:
+for _schema, _run, _run_on_gpu, _fake in _IMPLEMENTATIONS:
     _name = _library.define(_schema, tags=_TAGS)  # type: ignore[no-untyped-call]
     _library.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
-    _library.impl(_name, _on_its_gpu(_run), "CUDA")  # type: ignore[no-untyped-call]
+    _library.impl(_name, _on_its_gpu(_run_on_gpu), "CUDA")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"flash_decoding::{_name}", _fake, lib=_library)
 
 
@@ -176,12 +208,14 @@ def attention(
     num_splits: int = 0,
     batch_invariant: bool = False,
     return_lse: bool = True,
+    kind: Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of ``queries`` over ``cache``: out, and the LSE or an empty tensor in its place.
 
     The records have been checked by :mod:`flash_decoding.validate`; nothing is checked here.
+    Only calls that are alone (:mod:`~flash_decoding.eager`) have a ``kind``, and launches are kept under it.
     """
-    out, lse = torch.ops.flash_decoding.attention.default(
+    call = (
         queries.q,
         cache.k,
         cache.v,
@@ -205,13 +239,18 @@ def attention(
         batch_invariant,
         return_lse,
     )
+    if kind is not None:
+        return _attention(*call, kind=kind)
+    if eager.is_alone(call[:11]):
+        return _attention_again(*call)
+    out, lse = torch.ops.flash_decoding.attention.default(*call)
     return out, lse
 
 
 def append_kv(new: NewTokens, cache: KVCache) -> None:
     """Write new tokens behind ``cache.cache_seqlens``, and rotated queries to ``new.q_rotated``."""
     rotary = new.rotary
-    torch.ops.flash_decoding.append_kv.default(
+    call = (
         new.k,
         new.v,
         cache.k,
@@ -226,6 +265,10 @@ def append_kv(new: NewTokens, cache: KVCache) -> None:
         False if rotary is None else rotary.interleaved,
         True if rotary is None else rotary.advance_q,
     )
+    if eager.is_alone(call[:11]):
+        _append_kv_again(*call)
+    else:
+        torch.ops.flash_decoding.append_kv.default(*call)
 
 
 def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,9 @@ def repeatable(request: pytest.FixtureRequest) -> Iterator[None]:
     new_empty, empty_strided). PyTorch poisons only in its deterministic mode, hence that switch; it warns
     where an operator has no deterministic form, and goes on.
     """
+    from flash_decoding import repeats  # not before Triton knows that it is the interpreter
+
+    repeats.forget()  # what a test replaces on the way to a launch, a repeated call would go around
     torch.manual_seed(0)
     if request.node.get_closest_marker("lazy_memory") is not None:
         yield

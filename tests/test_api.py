@@ -148,7 +148,7 @@ def test_how_to_split_reaches_the_operator(monkeypatch: pytest.MonkeyPatch) -> N
     seen: list[tuple[int, bool]] = []
 
     def attention(
-        queries: Queries, *_: object, num_splits: int = 0, batch_invariant: bool = False, return_lse: bool
+        queries: Queries, *_: object, num_splits: int = 0, batch_invariant: bool = False, **rest: object
     ) -> tuple[Tensor, Tensor]:
         seen.append((num_splits, batch_invariant))
         return queries.q, queries.q

@@ -13,10 +13,10 @@ from tests.source_tree import PACKAGE, ROOT, Module, imports, modules
 
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("spec", "projection", "errors", "settings"),
-    2: ("kernels", "plan", "cpu", "sdpa", "validate", "cache", "reference"),
-    3: ("execute",),
+    2: ("kernels", "plan", "cpu", "sdpa", "validate", "cache", "reference", "eager"),
+    3: ("execute", "repeats"),
     4: ("ops",),
-    5: ("api",),
+    5: ("api", "calls"),
     6: ("flash_attn", "transformers"),
     7: ("decoder",),
     8: ("bench",),
@@ -25,7 +25,12 @@ FLOORS: dict[int, tuple[str, ...]] = {
 }
 FLOOR_OF = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
-NEIGHBOURS = {("settings", "errors"), ("transformers", "flash_attn")}
+NEIGHBOURS = {
+    ("settings", "errors"),
+    ("execute", "repeats"),
+    ("api", "calls"),
+    ("transformers", "flash_attn"),
+}
 """Imports between units of one floor that are meant."""
 
 USERS_OF_THE_REFERENCE = {"bench"}

@@ -15,10 +15,10 @@ pytest.importorskip("triton", reason="kernels need Triton; the CPU path does wit
 HALVES = (("sm_80", "sm_86", "sm_89", "gfx942"), ("sm_90", "sm_100", "sm_120"))
 
 
-def compiled(targets: tuple[str, ...]) -> list[dict[str, Any]]:
+def records_of(*script: str) -> list[dict[str, Any]]:
     """Records of a process of its own: here Triton may be the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.offline_compile", *targets]
+    command = [sys.executable, "-m", *script]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -26,7 +26,7 @@ def compiled(targets: tuple[str, ...]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("targets", HALVES, ids="+".join)
 def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str, ...]) -> None:
-    records = compiled(targets)
+    records = records_of("tests.offline_compile", *targets)
     assert {record["target"] for record in records} == set(targets)
     kernels = {"attend_kernel", "attend_balanced_kernel", "combine_kernel", "append_kernel", "linear_kernel"}
     assert {record["kernel"] for record in records} == kernels
@@ -34,3 +34,20 @@ def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str,
     assert not too_large
     spilling = [r for r in records if r["kernel"] not in {"combine_kernel", "append_kernel"} and r["spills"]]
     assert not spilling
+
+
+def test_a_repeated_call_hands_the_driver_what_triton_would() -> None:
+    records = records_of("tests.offline_repeat")
+    kernels = {"attend_kernel", "attend_balanced_kernel", "combine_kernel", "append_kernel"}
+    assert {record["kernel"] for record in records} == kernels
+    wrong = [r for r in records if r["differs"] or r["kernel"] != r["repeated"]]
+    assert not wrong
+
+
+def test_public_calls_hand_the_driver_the_same_however_often_they_are_made() -> None:
+    *calls, hooked = records_of("tests.offline_calls")
+    assert len(calls) > 20
+    assert not [call for call in calls if call["differs"] or call["checked"] or not call["launches"]]
+    assert {call["call"] for call in calls if call["launches"] == 1} == {"one split", "capacity of 1"}
+    kernels = ["attend_kernel", "combine_kernel"]
+    assert hooked == {"hooked": kernels, "enters": [True, True], "silent": [None, None]}

@@ -142,7 +142,7 @@ def test_autograd_notices_the_mutation(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from flash_decoding import execute
 
-    monkeypatch.setattr(execute, "append_kv", lambda new, cache: None)
+    monkeypatch.setattr(execute, "append_kv", lambda new, cache, **_: None)
     arguments = append_arguments("cpu", rotary=True)
     weight = torch.ones((), requires_grad=True)
     losses = [(weight * arguments[place]).sum() for place in (2, 3, 8)]  # k_cache, v_cache, q_rotated
@@ -164,7 +164,7 @@ def test_the_records_reach_the_operator_and_come_out_of_it(monkeypatch: pytest.M
         seen["attention"] = (records, keywords)
         return torch.empty(0), torch.empty(0)
 
-    def append_kv(*records: Any) -> None:
+    def append_kv(*records: Any, **_: Any) -> None:
         seen["append"] = records
 
     monkeypatch.setattr(execute, "attention", attention)
@@ -185,7 +185,7 @@ def test_the_records_reach_the_operator_and_come_out_of_it(monkeypatch: pytest.M
     cache = dataclasses.replace(cache, max_kv_len=60, dense=True)
     ops.attention(queries, cache, options, num_splits=5, batch_invariant=True, return_lse=True)
     records, keywords = seen["attention"]
-    assert keywords == {"num_splits": 5, "batch_invariant": True, "return_lse": True}
+    assert keywords == {"num_splits": 5, "batch_invariant": True, "return_lse": True, "kind": None}
     for sent, arrived in zip((queries, cache, options), records, strict=True):
         assert_same_record(sent, arrived)
     k, v = torch.randn(2, 2, 2, 32), torch.randn(2, 2, 2, 32)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import load, overlap
+from flash_decoding.kernels import load, overlap, repeat
 from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def append_kernel(
         store(head_ptrs(q_rotated_ptr, q_rotated_strides, b, token, heads), q, mask, BLOCK_D)
 
 
-def launch(new: NewTokens, cache: KVCache, *, overlaps: bool) -> None:
+def launch(new: NewTokens, cache: KVCache, *, overlaps: bool) -> repeat.Repeat | None:
     """Write ``new.k`` and ``new.v`` at ``cache_seqlens``, and ``new.q_rotated`` where rotary is given.
 
     Tokens beyond the capacity are dropped: the caller has checked what can be checked without a sync.
@@ -173,14 +173,17 @@ def launch(new: NewTokens, cache: KVCache, *, overlaps: bool) -> None:
         new: keys, values, and perhaps queries to rotate.
         cache: where they go.
         overlaps: start while the kernel before ends; the hardware must know how.
+
+    Returns:
+        The launch, to be repeated; None from Triton's interpreter.
     """
     k, v, rotary, table = new.k, new.v, new.rotary, cache.block_table
-    batch, new_len, heads_kv, head_dim = k.shape
+    batch, new_len, heads_kv, _ = k.shape
     q = new.q if rotary is not None else None
     q_len, heads_q = (0, 0) if q is None else (q.shape[1], q.shape[2])
     block_h = min(MAX_BLOCK_H, triton.next_power_of_2(heads_kv))
     blocks = triton.cdiv(heads_kv, block_h) + triton.cdiv(heads_q, block_h)
-    append_kernel[(blocks * max(new_len, q_len) * batch,)](
+    args = (
         k,
         v,
         q,
@@ -206,20 +209,28 @@ def launch(new: NewTokens, cache: KVCache, *, overlaps: bool) -> None:
         cache.k.shape[0] if table is None else table.shape[0],
         0 if table is None else table.stride(0),
         0 if rotary is None else rotary.cos.shape[0],
-        HEADS_KV=heads_kv,
-        HEADS_Q=heads_q,
-        HEAD_DIM=head_dim,
-        HEAD_DIM_V=v.shape[-1],
-        BLOCK_D=padded(head_dim),
-        BLOCK_DV=padded(v.shape[-1]),
-        BLOCK_H=block_h,
-        PAGE_SIZE=cache.page_size,
-        ROTARY_DIM=0 if rotary is None else rotary.rotary_dim,
-        INTERLEAVED=rotary is not None and rotary.interleaved,
-        ADVANCE_Q=rotary is not None and rotary.advance_q,
-        OVERLAP=overlaps,
-        **overlap.launch_options(overlaps),
     )
+    constants = _constants(new, cache, heads_q, block_h)
+    constants |= {"OVERLAP": overlaps, **overlap.launch_options(overlaps)}
+    return repeat.launch(append_kernel, blocks * max(new_len, q_len) * batch, args, constants)
+
+
+def _constants(new: NewTokens, cache: KVCache, heads_q: int, block_h: int) -> dict[str, object]:
+    """What a compiled append kernel is made for (contract C6)."""
+    rotary, head_dim, head_dim_v = new.rotary, new.k.shape[3], new.v.shape[3]
+    return {
+        "HEADS_KV": cache.heads,
+        "HEADS_Q": heads_q,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_D": padded(head_dim),
+        "BLOCK_DV": padded(head_dim_v),
+        "BLOCK_H": block_h,
+        "PAGE_SIZE": cache.page_size,
+        "ROTARY_DIM": 0 if rotary is None else rotary.rotary_dim,
+        "INTERLEAVED": rotary is not None and rotary.interleaved,
+        "ADVANCE_Q": rotary is not None and rotary.advance_q,
+    }
 
 
 def _strides(x: Tensor | None) -> tuple[int, ...]:

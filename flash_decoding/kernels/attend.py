@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, overlap, score, softmax
+from flash_decoding.kernels import keys, overlap, repeat, score, softmax
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import lse_offset, store_out
 from flash_decoding.spec import padded
@@ -153,8 +153,8 @@ def launch(
     out: Tensor,
     lse: Tensor | None,
     lse_strides: tuple[int, int, int, int],
-) -> None:
-    """Launch on the device of the tensors.
+) -> repeat.Repeat | None:
+    """Launch on the device of the tensors; what comes back repeats it.
 
     Args:
         queries: the query tokens.
@@ -167,13 +167,9 @@ def launch(
     """
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    attend_kernel[(programs,)](
-        *inputs(queries, cache, options, out, lse),
-        *lse_strides,
-        plan.num_splits,
-        plan.split_tokens // plan.tile.block_n,
-        **constants(queries, cache, options, plan),
-    )
+    split_tiles = plan.split_tokens // plan.tile.block_n
+    args = (*inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits, split_tiles)
+    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan))
 
 
 def inputs(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import attend, keys, overlap, runs, softmax
+from flash_decoding.kernels import attend, keys, overlap, repeat, runs, softmax
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import store_out
 
@@ -125,8 +125,8 @@ def attend_balanced_kernel(
 
 def launch(
     queries: Queries, cache: KVCache, options: Options, plan: Plan, *, parts: Tensor, part_lse: Tensor
-) -> None:
-    """Launch on the device of the tensors.
+) -> repeat.Repeat | None:
+    """Launch on the device of the tensors; what comes back repeats it.
 
     Args:
         queries: the query tokens.
@@ -137,9 +137,7 @@ def launch(
         part_lse: contiguous (num_splits + batch - 1, q_len, heads_q) fp32.
     """
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
-    attend_balanced_kernel[(row_tiles * cache.heads * plan.num_splits,)](
-        *attend.inputs(queries, cache, options, parts, part_lse),
-        queries.batch,
-        plan.num_splits,
-        **attend.constants(queries, cache, options, plan),
-    )
+    programs = row_tiles * cache.heads * plan.num_splits
+    args = (*attend.inputs(queries, cache, options, parts, part_lse), queries.batch, plan.num_splits)
+    constants = attend.constants(queries, cache, options, plan)
+    return repeat.launch(attend_balanced_kernel, programs, args, constants)

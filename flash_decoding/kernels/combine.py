@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, overlap, runs, softmax
+from flash_decoding.kernels import keys, overlap, repeat, runs, softmax
 from flash_decoding.kernels.rows import lse_offset
 from flash_decoding.spec import padded
 
@@ -190,8 +190,8 @@ def launch(
     out: Tensor,
     lse: Tensor | None,
     lse_strides: tuple[int, int, int],
-) -> None:
-    """Merge the scratch of ``attend.launch``.
+) -> repeat.Repeat | None:
+    """Merge the scratch of ``attend.launch``; what comes back repeats it.
 
     Args:
         queries: the query tokens.
@@ -209,7 +209,7 @@ def launch(
     tile = plan.tile
     block_cols = _block_cols(parts.shape[-1])
     blocks = triton.cdiv(parts.shape[-1], block_cols)
-    combine_kernel[(blocks * queries.batch * queries.q_len * heads,)](
+    args = (
         parts,
         part_lse,
         out,
@@ -229,19 +229,22 @@ def launch(
         *lse_strides,
         num_splits,
         plan.split_tokens // tile.block_n,
-        GROUP=heads // cache.heads,
-        HEAD_DIM_V=parts.shape[-1],
-        BLOCK_COLS=block_cols,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_S=BLOCK_S,
-        ALL_LIVE=False,
-        BALANCED=plan.balanced,
-        OVERLAP=plan.overlap,
-        num_warps=NUM_WARPS,
+    )
+    constants = {
+        "GROUP": heads // cache.heads,
+        "HEAD_DIM_V": parts.shape[-1],
+        "BLOCK_COLS": block_cols,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_S": BLOCK_S,
+        "ALL_LIVE": False,
+        "BALANCED": plan.balanced,
+        "OVERLAP": plan.overlap,
+        "num_warps": NUM_WARPS,
         **overlap.launch_options(plan.overlap),
         **keys.bounds(options, queries.q_len),
-    )
+    }
+    return repeat.launch(combine_kernel, blocks * queries.batch * queries.q_len * heads, args, constants)
 
 
 def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:

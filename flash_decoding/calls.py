@@ -1,0 +1,74 @@
+"""From the arguments of the public functions to the operators, through the checks where these are due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from flash_decoding import eager, ops, repeats, validate
+
+
+def attend(
+    tensors: tuple[Any, ...], numbers: tuple[Any, ...], window_size: Any, *, ragged: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention to a cache, checked and run; or run at once, where a caller passed the like before.
+
+    Args:
+        tensors: as :mod:`flash_decoding.repeats` lists them, as they came: nothing is checked.
+        numbers: max_q_len, softmax_scale, causal, softcap, num_splits, batch_invariant, return_lse; likewise.
+        window_size: likewise.
+        ragged: whether queries are packed.
+    """
+    kind = None
+    if type(window_size) is tuple and isinstance(tensors[3], Tensor) and eager.is_alone(tensors):
+        known_by = ("decode", *numbers, *window_size)
+        if repeats.are_numbers(known_by):
+            kind, addresses = repeats.kind_of(tensors, known_by)
+            steps = repeats.find(kind)
+            if steps is not None:
+                out, lse = steps(addresses)
+                return out if lse is None else (out, lse)
+    return _checked(tensors, numbers, window_size, ragged=ragged, kind=kind)
+
+
+def _checked(
+    tensors: tuple[Any, ...],
+    numbers: tuple[Any, ...],
+    window_size: Any,
+    *,
+    ragged: bool,
+    kind: repeats.Kind | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    q, k_cache, v_cache, lengths, table, batch_idx, leftpad, mask, cu_seqlens_q, alibi_slopes, sinks = tensors
+    max_q_len, softmax_scale, causal, softcap, num_splits, batch_invariant, return_lse = numbers
+    queries = validate.ragged_queries(q, cu_seqlens_q, max_q_len) if ragged else validate.queries(q)
+    cache = validate.kv_cache(
+        queries,
+        k_cache,
+        v_cache,
+        cache_seqlens=lengths,
+        block_table=table,
+        cache_batch_idx=batch_idx,
+        cache_leftpad=leftpad,
+    )
+    options = validate.options(
+        queries,
+        softmax_scale=softmax_scale,
+        causal=causal,
+        window_size=window_size,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+    )
+    validate.num_splits(num_splits)
+    out, lse = ops.attention(
+        queries,
+        validate.masked(cache, mask),
+        options,
+        num_splits=num_splits,
+        batch_invariant=batch_invariant,
+        return_lse=return_lse,
+        kind=kind,
+    )
+    return (out, lse) if return_lse else out

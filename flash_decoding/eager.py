@@ -1,0 +1,52 @@
+"""Whether a call is a matter between its caller and the current GPU alone.
+
+PyTorch's dispatcher brings to a call who else has a part in it: compilers that trace it, modes, transforms,
+subclasses of tensors, profilers. That takes as many microseconds as all else that the host does. Where nobody
+else has a part, an operator may as well be a function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_decoding import settings
+
+_TENSORS = frozenset({Tensor, torch.nn.Parameter, type(None)})
+
+# What the dispatcher does for every thread: place new tensors, count versions (not in inference mode).
+_EVERYDAY = (
+    torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+    | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+).raw_repr()
+
+
+def is_alone(tensors: tuple[Any, ...]) -> bool:
+    """True where nothing but this library and the current GPU takes part in a call.
+
+    Args:
+        tensors: the call's, None for those that it lacks; the first one says where it runs. Whatever else a
+            caller passes is no such call.
+    """
+    return (
+        not torch.compiler.is_compiling()  # first: a compiler that traces this sees nothing of the rest
+        and tensors[0] is not None
+        and _TENSORS.issuperset(map(type, tensors))
+        and is_on_current_gpu(tensors[0])
+        and not settings.is_checking()
+        and not is_watched()
+    )
+
+
+def is_on_current_gpu(x: Tensor) -> bool:
+    """True where Triton launches on the device of ``x`` as things are."""
+    return x.is_cuda and x.get_device() == torch.cuda.current_device()
+
+
+def is_watched() -> bool:
+    """True inside of modes, transforms, tracers and profilers, which are to see operators."""
+    included: int = torch._C._dispatch_tls_local_include_set().raw_repr()
+    functions: int = torch._C._len_torch_function_stack()
+    return included & ~_EVERYDAY != 0 or functions != 0 or torch._C._autograd._profiler_enabled()
