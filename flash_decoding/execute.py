@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding import cpu, repeats, sdpa
-from flash_decoding.plan import Hardware, make_plan, roomy_tile, tiles_for
+from flash_decoding.plan import Hardware, make_plan, runs_tile, tiles_for
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
 
 if TYPE_CHECKING:
@@ -146,9 +146,10 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     hardware = Hardware.of(queries.q.device)
     overlaps = hardware.overlaps_launches
     plans = [Plan("flash_attention", "triton", t, 1, 0, (), overlaps) for t in tiles_for(problem, hardware)]
-    plans += [dataclasses.replace(plan, kind="flash_decoding", num_splits=2) for plan in plans]
-    roomy = roomy_tile(problem, hardware)
-    plans.append(Plan("flash_decoding", "triton", roomy, 2, 0, (), overlaps, balanced=True))
+    for few_or_many in (2, 64):  # two ways to combine
+        plans += [dataclasses.replace(p, kind="flash_decoding", num_splits=few_or_many) for p in plans]
+    tile = runs_tile(problem, hardware)
+    plans.append(Plan("flash_decoding", "triton", tile, 2, 0, (), overlaps, balanced=True))
     for plan, return_lse in itertools.product(plans, (False, True)):
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 
@@ -180,10 +181,10 @@ def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     """
     if outs.device.type == "cpu":
         return cpu.merge(outs, lses)
-    from flash_decoding.kernels import combine
+    from flash_decoding.kernels import merge as merging
 
     out, lse = outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
-    combine.merge(outs, lses, out=out, lse=lse)
+    merging.launch(outs, lses, out=out, lse=lse)
     return out, lse
 
 

@@ -77,7 +77,7 @@ def test_append_writes_what_the_reference_writes(
 @pytest.mark.parametrize("splits", [1, 2, 31, 33, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_merge(splits: int, dtype: torch.dtype, device: torch.device) -> None:
-    from flash_decoding.kernels import combine
+    from flash_decoding.kernels import merge
 
     generator = torch.Generator().manual_seed(splits)
     outs = torch.randn(splits, 2, 3, 4, 24, generator=generator).to(device, dtype)
@@ -87,7 +87,7 @@ def test_merge(splits: int, dtype: torch.dtype, device: torch.device) -> None:
     outs[0, 1] = math.nan
     outs[:, 0, 0, 0] = math.nan
     out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0])
-    combine.merge(outs, lses, out=out, lse=lse)
+    merge.launch(outs, lses, out=out, lse=lse)
     clean = outs.double().nan_to_num(0.0)
     weight = torch.exp(lses.double() - torch.logsumexp(lses.double(), 0)).nan_to_num(0.0)
     want = (weight.transpose(2, 3)[..., None] * clean).sum(0)
@@ -105,10 +105,10 @@ def test_merge(splits: int, dtype: torch.dtype, device: torch.device) -> None:
 
 def test_merge_of_copies(device: torch.device) -> None:
     """Copied deeply, inputs stay as they were: merging writes its outputs and nothing else."""
-    from flash_decoding.kernels import combine
+    from flash_decoding.kernels import merge
 
     outs, lses = torch.randn(3, 1, 1, 2, 16, device=device), torch.randn(3, 1, 2, 1, device=device)
     before = copy.deepcopy((outs, lses))
-    combine.merge(outs, lses, out=torch.empty_like(outs[0]), lse=torch.empty_like(lses[0]))
+    merge.launch(outs, lses, out=torch.empty_like(outs[0]), lse=torch.empty_like(lses[0]))
     assert torch.equal(outs, before[0])
     assert torch.equal(lses, before[1])

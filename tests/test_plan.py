@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from flash_decoding.plan import Hardware, explain, make_plan
 from flash_decoding.plan.hardware import CPU, PRESETS
 from flash_decoding.plan.planner import visible_tiles
 from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, MAX_SPLITS, choose_num_splits
-from flash_decoding.plan.tiles import TILES, choose_tile, smem_bytes
+from flash_decoding.plan.tiles import choose_tile, regime_of, residents, smem_bytes, tiles_for
 from flash_decoding.plan.variants import VARIANTS
 from flash_decoding.spec import Plan, Problem
 
@@ -65,18 +65,34 @@ def test_a_split_never_makes_more_programs_than_the_gpu_holds(programs: int, til
 
 @given(problems(), GPUS)
 def test_tiles_fit_the_gpu(problem: Problem, hardware: Hardware) -> None:
-    tile = choose_tile(problem, hardware)
-    assert smem_bytes(problem, tile) <= hardware.smem_bytes
-    assert tile.block_n >= 16
+    for tile in tiles_for(problem, hardware):
+        assert smem_bytes(problem, tile) <= hardware.smem_bytes
+        assert tile.block_n >= 16
 
 
-def test_rows_of_the_table_differ_from_their_crowded_ones_in_stages_alone() -> None:
-    """What the bits of a result depend on must not depend on how many programs there are."""
-    for crowded, row in itertools.pairwise(TILES):
-        if crowded.crowded:
-            assert crowded.tile.block_m == row.tile.block_m
-            assert crowded.tile.block_n == row.tile.block_n
-            assert crowded.tile.num_warps == row.tile.num_warps
+@given(problems(), GPUS)
+def test_crowded_tiles_differ_from_short_ones_in_stages_alone(problem: Problem, hardware: Hardware) -> None:
+    """Batch-invariant calls take one or the other, as their batch has it: the bits must be the same."""
+    crowded = choose_tile(problem, hardware, "crowded")
+    short = choose_tile(problem, hardware, "short")
+    assert crowded == dataclasses.replace(short, num_stages=crowded.num_stages)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_long_tiles_leave_no_room_for_a_second_program(head_dim: int) -> None:
+    problem = Problem(8, 1, 32, 8, head_dim, head_dim, 65536, 2)
+    tile = choose_tile(problem, H200, "long")
+    assert residents(problem, tile, H200) == 1
+    assert residents(problem, choose_tile(problem, H200, "shared"), H200) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "regime"),
+    [(512, 256, "crowded"), (128, 512, "shared"), (8, 8192, "long"), (8, 512, "short"), (1, 2**20, "long")],
+)
+def test_regimes(batch: int, kv_len: int, regime: str) -> None:
+    """By programs for each of 132 multiprocessors, and by the keys of each program."""
+    assert regime_of(Problem(batch, 1, 16, 2, 128, 128, kv_len, 2), H200) == regime
 
 
 @given(problems(), GPUS, st.integers(1, 512))

@@ -14,7 +14,7 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 import torch
 
 from flash_decoding import execute
-from flash_decoding.kernels import append, combine, linear
+from flash_decoding.kernels import append, linear, merge
 from flash_decoding.plan import Hardware, make_plan
 from flash_decoding.plan.linear import choose_linear_tile
 from flash_decoding.projection import Norm, Projection
@@ -80,7 +80,7 @@ def main() -> None:
     run_wrong_numbers()
     run_linear_layers()
     outs, lses = torch.randn(40, 2, 1, 4, 80, device=DEVICE), torch.randn(40, 2, 4, 1, device=DEVICE)
-    combine.merge(outs, lses, out=torch.empty_like(outs[0]), lse=torch.empty_like(lses[0]))
+    merge.launch(outs, lses, out=torch.empty_like(outs[0]), lse=torch.empty_like(lses[0]))
     torch.cuda.synchronize()
 
 

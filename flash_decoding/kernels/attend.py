@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, overlap, repeat, score, softmax
+from flash_decoding.kernels import ahead, keys, overlap, repeat, score, softmax
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import lse_offset, store_out
 from flash_decoding.spec import padded
@@ -103,16 +103,27 @@ def attend_kernel(
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    if OVERLAP:
-        overlap.wait_for_the_kernel_before()
-        if num_splits > 1:  # the combine is small and can be in place early; another call had better not be
-            overlap.let_the_next_kernel_start()
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
     row = pid % row_tiles * BLOCK_M
     head_kv = pid // row_tiles % HEADS_KV
     split = pid // (row_tiles * HEADS_KV) % num_splits
     b = pid // (row_tiles * HEADS_KV * num_splits)
+    if OVERLAP:
+        # Without a combine before them programs come too late to ask for anything; a tile of small pages has
+        # an address for each key, and no registers left.
+        if PAGE_SIZE % BLOCK_N == 0:
+            if num_splits > 1:
+                ahead.ask(
+                    k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
+                    cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
+                    capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv,
+                    split, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
+                    BOUND_LEFT, BOUND_RIGHT,
+                )  # fmt: skip
+        overlap.wait_for_the_kernel_before()
+        if num_splits > 1:  # the combine is small and can be in place early; another call had better not be
+            overlap.let_the_next_kernel_start()
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     end, lo, hi = keys.seen_by(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
@@ -120,11 +131,10 @@ def attend_kernel(
     )  # fmt: skip
     if row >= q_len * GROUP:
         return
-    origin, tiles, per_split, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     if split >= live_splits:
         return
-    first_tile = split * per_split
-    end_tile = origin + tl.minimum(first_tile + per_split, tiles)
+    first_tile, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     in_q = rows < q_len * GROUP
@@ -132,7 +142,7 @@ def attend_kernel(
         q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
         key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr, alibi_strides,
         sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows, table_stride, b,
-        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, origin + first_tile, end_tile, split == 0,
+        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0,
         HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
         SOFTCAP,
     )  # fmt: skip

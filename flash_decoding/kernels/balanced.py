@@ -87,39 +87,39 @@ def attend_balanced_kernel(
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     run = pid // (row_tiles * HEADS_KV)
-    b, before, size, total_tiles = runs.find(
+    b, before, size, all_tiles, extra = runs.find(
         run, num_runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
         new_tokens, capacity, window_left, window_right, True, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     at = run * size
-    stop = tl.minimum(at + size, total_tiles)
+    stop = tl.minimum(at + size, all_tiles)
     while at < stop:
         origin, tiles = runs.tiles_of(
             b, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
             capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        until = tl.minimum(before + tiles, stop)
+        until = tl.minimum(before + tiles + extra, stop)
         q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
         end, lo, hi = keys.seen_by(
             b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        from_tile = tl.maximum(runs.tile_at(origin, at - before), lo // BLOCK_N)
-        to_tile = tl.minimum(runs.tile_at(origin, until - before), tl.cdiv(hi, BLOCK_N))
+        from_tile = tl.maximum(runs.tile_at(origin, at - before, extra), lo // BLOCK_N)
+        to_tile = tl.minimum(runs.tile_at(origin, until - before, extra), tl.cdiv(hi, BLOCK_N))
         in_q = rows < q_len * GROUP
         peak, total, acc = read_part(
             q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
             key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
             alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
-            table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile, to_tile,
-            at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+            table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile, 1,
+            tl.maximum(to_tile - from_tile, 0), at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+            BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
         )  # fmt: skip
         part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
         store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, HEAD_DIM_V, BLOCK_DV)
         tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
         at = until
-        before += tiles
+        before += tiles + extra
         b += 1
 
 

@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
-BLOCK_S = 32
-"""Splits merged at a time."""
-
-BLOCK_COLS = 64
-"""Columns per program: rows are few when splits are many."""
+FEW_SPLITS = 32
+"""Splits up to which a program merges 64 columns; more of them make a program slow, and rows few."""
 
 NUM_WARPS = 1
 """A warp reduces without a barrier and starts the soonest: the best of 1 and 4 at every size measured."""
@@ -76,7 +73,7 @@ def live_parts(
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         first_part = 0
-        _, _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     return first_part, live
 
 
@@ -118,6 +115,9 @@ def combine_kernel(
     BALANCED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
+    if OVERLAP:
+        # The attention kernel is all in place by now: who comes next can be, too, while this one waits.
+        overlap.let_the_next_kernel_start()
     blocks: tl.constexpr = (HEAD_DIM_V + BLOCK_COLS - 1) // BLOCK_COLS
     pid = tl.program_id(0)
     block = pid % blocks
@@ -207,8 +207,8 @@ def launch(
     """
     heads, num_splits = queries.heads, plan.num_splits
     tile = plan.tile
-    block_cols = _block_cols(parts.shape[-1])
-    blocks = triton.cdiv(parts.shape[-1], block_cols)
+    block = block_of(num_splits, parts.shape[-1])
+    blocks = triton.cdiv(parts.shape[-1], block["BLOCK_COLS"])
     args = (
         parts,
         part_lse,
@@ -233,10 +233,9 @@ def launch(
     constants = {
         "GROUP": heads // cache.heads,
         "HEAD_DIM_V": parts.shape[-1],
-        "BLOCK_COLS": block_cols,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
-        "BLOCK_S": BLOCK_S,
+        **block,
         "ALL_LIVE": False,
         "BALANCED": plan.balanced,
         "OVERLAP": plan.overlap,
@@ -247,52 +246,7 @@ def launch(
     return repeat.launch(combine_kernel, blocks * queries.batch * queries.q_len * heads, args, constants)
 
 
-def merge(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
-    """Merge partial results that the caller holds, with the same kernel: every one of them is live.
-
-    Args:
-        outs: (splits, batch, q_len, heads_q, head_dim_v).
-        lses: (splits, batch, heads_q, q_len) fp32.
-        out: contiguous (batch, q_len, heads_q, head_dim_v).
-        lse: contiguous (batch, heads_q, q_len) fp32.
-    """
-    splits, batch, q_len, heads, head_dim_v = outs.shape
-    tokens = outs.flatten(1, 2)
-    block_cols = _block_cols(head_dim_v)
-    combine_kernel[(triton.cdiv(head_dim_v, block_cols) * batch * q_len * heads,)](
-        tokens,
-        lses,
-        out,
-        lse,
-        (tokens.stride(1), tokens.stride(2), tokens.stride(0)),
-        None,
-        None,
-        None,
-        -1,
-        -1,
-        heads,
-        batch,
-        q_len,
-        0,
-        0,
-        *(*lses.stride()[1:], lses.stride(0)),
-        *lse.stride(),
-        splits,
-        0,
-        GROUP=1,
-        HEAD_DIM_V=head_dim_v,
-        BLOCK_COLS=block_cols,
-        BLOCK_M=1,
-        BLOCK_N=1,
-        BLOCK_S=BLOCK_S,
-        BOUND_LEFT=False,
-        BOUND_RIGHT=False,
-        ALL_LIVE=True,
-        BALANCED=False,
-        OVERLAP=False,
-        num_warps=NUM_WARPS,
-    )
-
-
-def _block_cols(head_dim_v: int) -> int:
-    return min(BLOCK_COLS, padded(head_dim_v))
+def block_of(num_splits: int, head_dim_v: int) -> dict[str, int]:
+    """Splits merged at a time, and columns per program, as compile-time arguments."""
+    splits, columns = (32, 64) if num_splits <= FEW_SPLITS else (64, 32)
+    return {"BLOCK_S": splits, "BLOCK_COLS": min(columns, padded(head_dim_v))}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from flash_decoding.kernels.load import VIA_L1
+
 if TYPE_CHECKING:
     from flash_decoding.spec import Options
 
@@ -45,13 +47,15 @@ def live_slots(
     cache_leftpad_ptr: tl.tensor,
     new_tokens: tl.tensor,
     capacity: tl.tensor,
+    VIA: tl.constexpr = VIA_L1,
 ) -> tl.tuple:
     """[first, end) of the slots that sequence b owns; never outside the cache, whatever the lengths say."""
-    end = tl.minimum(tl.maximum(tl.load(cache_seqlens_ptr + b), 0) + new_tokens, capacity)
+    length = tl.load(cache_seqlens_ptr + b, cache_modifier=VIA)
+    end = tl.minimum(tl.maximum(length, 0) + new_tokens, capacity)
     if cache_leftpad_ptr is None:
         first = tl.zeros_like(end)
     else:
-        first = tl.maximum(tl.load(cache_leftpad_ptr + b), 0)
+        first = tl.maximum(tl.load(cache_leftpad_ptr + b, cache_modifier=VIA), 0)
     return first, end
 
 
@@ -94,9 +98,10 @@ def seen_by(
     BLOCK_M: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
+    VIA: tl.constexpr = VIA_L1,
 ) -> tl.tuple:
     """End of the slots of sequence b, and [lo, hi) of those that the row tile from ``row`` on sees."""
-    first, end = live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity)
+    first, end = live_slots(b, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, VIA)
     lo, hi = visible_slots(
         row, q_len, first, end, window_left, window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT
     )
@@ -107,16 +112,45 @@ def seen_by(
 def share(
     lo: tl.tensor, hi: tl.tensor, num_splits: tl.tensor, split_tiles: tl.tensor, BLOCK_N: tl.constexpr
 ) -> tl.tuple:
-    """Tiles of [lo, hi), tiles per split, and the number of splits that have any (at least one).
+    """First tile of [lo, hi), how many there are, and how many splits have any (at least one).
 
     Tiles start at multiples of BLOCK_N, so that a tile lies inside one page wherever pages are that large.
-    ``split_tiles`` > 0 fixes the size of a split; otherwise the live tiles are shared out evenly.
+    ``split_tiles`` > 0 fixes the size of a split; otherwise as many splits as there are share the tiles.
     """
     origin = lo // BLOCK_N
     tiles = tl.where(hi > lo, tl.cdiv(hi, BLOCK_N) - origin, 0)
-    per_split = tl.where(split_tiles > 0, split_tiles, tl.cdiv(tiles, num_splits))
-    per_split = tl.maximum(per_split, 1)
-    return origin, tiles, per_split, tl.maximum(tl.cdiv(tiles, per_split), 1)
+    fixed = tl.cdiv(tiles, tl.maximum(split_tiles, 1))
+    live = tl.where(split_tiles > 0, fixed, tl.minimum(tiles, num_splits))
+    return origin, tiles, tl.maximum(live, 1)
+
+
+@triton.jit
+def hand_of(
+    split: tl.tensor,
+    origin: tl.tensor,
+    tiles: tl.tensor,
+    live_splits: tl.tensor,
+    split_tiles: tl.tensor,
+    PAGED: tl.constexpr,
+) -> tl.tuple:
+    """A live split's tiles: the first, the step from each to the next, and how many.
+
+    Those of a contiguous cache are dealt out like cards: what programs read at the same time lies together
+    in memory then, which is faster than as many streams far apart. Pages lie anywhere, so their tiles stay
+    in a row; so do those of splits of a fixed size, for a longer sequence to have the splits of the shorter.
+    """
+    fixed = split_tiles > 0
+    if PAGED:
+        first = tl.where(fixed, split * split_tiles, split * tiles // live_splits)
+        end = tl.where(fixed, first + split_tiles, (split + 1) * tiles // live_splits)
+        step = 1
+        count = tl.maximum(tl.minimum(end, tiles) - first, 0)
+    else:
+        first = tl.where(fixed, split * split_tiles, split)
+        step = tl.where(fixed, 1, live_splits)
+        left = tl.maximum(tiles - first, 0)
+        count = tl.where(fixed, tl.minimum(left, split_tiles), tl.cdiv(left, live_splits))
+    return origin + first, step, count
 
 
 @triton.jit

@@ -5,13 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+VIA_L1 = tl.constexpr("")
+VIA_L2 = tl.constexpr(".cg")
+"""Ways of a load. What comes by the first may be found again in the multiprocessor's own cache, which does
+not notice when others write; the second leaves nothing there."""
+
 
 @triton.jit
-def cache_row(b: tl.tensor, cache_batch_idx_ptr: tl.tensor, rows: tl.tensor) -> tl.tensor:
+def cache_row(
+    b: tl.tensor, cache_batch_idx_ptr: tl.tensor, rows: tl.tensor, VIA: tl.constexpr = VIA_L1
+) -> tl.tensor:
     """Row of the cache (or of block_table) that sequence b uses, kept inside [0, rows)."""
     row = b
     if cache_batch_idx_ptr is not None:
-        row = tl.minimum(tl.maximum(tl.load(cache_batch_idx_ptr + b), 0), rows - 1)
+        row = tl.minimum(tl.maximum(tl.load(cache_batch_idx_ptr + b, cache_modifier=VIA), 0), rows - 1)
     return row.to(tl.int64)
 
 
@@ -26,6 +33,7 @@ def place(
     pages: tl.tensor,
     PAGE_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    VIA: tl.constexpr = VIA_L1,
 ) -> tl.tuple:
     """(page, slot in the page) of slots ``start + lanes``, int64; times two strides they are an address.
 
@@ -38,11 +46,12 @@ def place(
     else:
         table = block_table_ptr + row * table_stride
         if PAGE_SIZE % BLOCK_N == 0:
-            entry = tl.load(table + start // PAGE_SIZE)
+            entry = tl.load(table + start // PAGE_SIZE, cache_modifier=VIA)
             slot = (start % PAGE_SIZE).to(tl.int64) + lanes
         else:
             slots = start + lanes
-            entry = tl.load(table + slots // PAGE_SIZE, mask=slots < end, other=0)
+            entries = table + slots // PAGE_SIZE
+            entry = tl.load(entries, mask=slots < end, other=0, cache_modifier=VIA)
             slot = (slots % PAGE_SIZE).to(tl.int64)
         page = tl.minimum(tl.maximum(entry, 0), pages - 1).to(tl.int64)
     return page, slot

@@ -1,4 +1,4 @@
-"""A part: packed query rows over some neighbouring tiles of one sequence's keys."""
+"""A part: packed query rows over some tiles of one sequence's keys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import triton.language as tl
 
 from flash_decoding.kernels import keys, load, score, softmax
 from flash_decoding.kernels.rows import load_queries
+
+FEW_ROWS = tl.constexpr(16)
+"""Rows of which each has a total for every key of a tile. Registers have no room for those of more rows, nor
+beside the addresses of a tile of small pages, one for each key."""
 
 
 @triton.jit
@@ -44,7 +48,8 @@ def read_part(
     lo: tl.tensor,  # visible slots of the tile's rows
     hi: tl.tensor,
     first_tile: tl.tensor,
-    end_tile: tl.tensor,
+    step: tl.tensor,
+    count: tl.tensor,
     is_first: tl.tensor,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
@@ -57,13 +62,15 @@ def read_part(
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ) -> tl.tuple:
-    """State (peak, total, acc) of a row tile that has seen tiles [first_tile, end_tile) of sequence b."""
+    """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b, ``step`` apart."""
     q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, HEAD_DIM, BLOCK_D)
-    peak, total, acc = softmax.empty(BLOCK_M, BLOCK_DV)
+    has_room: tl.constexpr = BLOCK_M == FEW_ROWS and PAGE_SIZE % BLOCK_N == 0
+    totals: tl.constexpr = BLOCK_N if has_room else 1
+    peak, total, acc = softmax.empty(BLOCK_M, totals, BLOCK_DV)
     if sinks_ptr is not None:
         if is_first:  # the sink belongs to one part, so that the merge counts it once
             peak = tl.load(sinks_ptr + head, mask=in_q, other=0.0).to(tl.float32) * softmax.LOG2E
-            total += 1.0
+            total += (tl.arange(0, totals) == 0).to(tl.float32)[None, :]
 
     position = end - q_len + token
     slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
@@ -71,8 +78,8 @@ def read_part(
     k_base = k_ptr + tl.cast(head_kv, tl.int64) * k_strides[2]
     v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
     lanes = tl.arange(0, BLOCK_N)
-    for tile in tl.range(first_tile, end_tile):
-        start = tile * BLOCK_N
+    for i in tl.range(0, count):
+        start = (first_tile + i * step) * BLOCK_N
         slots = start + lanes
         live = (slots >= lo) & (slots < hi)
         if key_mask_ptr is not None:
@@ -86,4 +93,4 @@ def read_part(
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
         peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
-    return peak, total, acc
+    return softmax.gather(peak, total, acc)

@@ -14,6 +14,9 @@ attention kernel and the combine both find them from the lengths, by the same fu
 
 What counts is time, so each sequence counts some tiles more than it has: going over to it costs as much. One
 without tiles counts those alone; somebody has to write its result.
+
+Sequences that are all of one length share better the plain way, the same number of whole runs for each: so
+many tiles more are counted then that none of the runs crosses a border.
 """
 
 from __future__ import annotations
@@ -29,8 +32,11 @@ BATCH = tl.constexpr(128)
 MIN_TILES = tl.constexpr(4)
 """Tiles of a run at least: shorter ones cost more than they balance."""
 
-CHANGEOVER = tl.constexpr(2)
-"""Tiles that could be read while a program goes over to another sequence."""
+CHANGEOVER_KEYS = tl.constexpr(128)
+"""Keys that could be read while a program goes over to another sequence."""
+
+WELL_FILLED = tl.constexpr(15)
+"""Sixteenths of the runs that have work, from which sequences of one length get the same number of runs."""
 
 ANY_ROW = tl.constexpr(1 << 20)
 
@@ -52,7 +58,7 @@ def tiles_of(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
-    """First tile that any query of each sequence sees, and how many it counts; none from ``batch`` on."""
+    """First tile that any query of each sequence sees, and how many; -1 from ``batch`` on."""
     inside = sequences < batch
     length = tl.maximum(tl.load(cache_seqlens_ptr + sequences, mask=inside, other=0), 0)
     end = tl.minimum(length + new_tokens, capacity)
@@ -69,13 +75,56 @@ def tiles_of(
     )
     origin = lo // BLOCK_N
     tiles = tl.maximum(tl.cdiv(hi, BLOCK_N) - origin, 0)
-    return origin, tl.where(inside, tiles + CHANGEOVER, 0)
+    return origin, tl.where(inside, tiles, -1)
 
 
 @triton.jit
-def tile_at(origin: tl.tensor, counted: tl.tensor) -> tl.tensor:
-    """The tile that so many counted ones of a sequence end before; changing over comes first."""
-    return origin + tl.maximum(counted - CHANGEOVER, 0)
+def tile_at(origin: tl.tensor, counted: tl.tensor, extra: tl.tensor) -> tl.tensor:
+    """The tile that so many counted ones of a sequence end before; those that it has not come first."""
+    return origin + tl.maximum(counted - extra, 0)
+
+
+@triton.jit
+def size_of(
+    total: tl.tensor,
+    least: tl.tensor,
+    most: tl.tensor,
+    runs: tl.tensor,
+    batch: tl.tensor,
+    BLOCK_N: tl.constexpr,
+) -> tl.tuple:
+    """Tiles of a run, and how many more each sequence counts than it has.
+
+    Args:
+        total: tiles of all sequences.
+        least: tiles of the shortest.
+        most: of the longest.
+        runs: how many share them.
+        batch: sequences.
+    """
+    changeover: tl.constexpr = (CHANGEOVER_KEYS + BLOCK_N - 1) // BLOCK_N
+    each = runs // batch
+    alike = (least == most) & (each * batch * 16 >= runs * WELL_FILLED)
+    whole = tl.maximum(tl.cdiv(most, tl.maximum(each, 1)), MIN_TILES)
+    even = tl.maximum(tl.cdiv(total + batch * changeover, runs), MIN_TILES)
+    return tl.where(alike, whole, even), tl.where(alike, whole * each - most, changeover)
+
+
+@triton.jit
+def passed_by(
+    target: tl.tensor,
+    goal: tl.tensor,
+    seen: tl.tensor,
+    sequences: tl.tensor,
+    counted: tl.tensor,
+    BY_RUN: tl.constexpr,
+) -> tl.tuple:
+    """How many of these sequences lie before the target, what they count, and what all of them count."""
+    if BY_RUN:
+        passed = (seen + tl.cumsum(counted, 0) <= goal) & (counted > 0)
+    else:
+        passed = sequences < target
+    return tl.sum(passed.to(tl.int32), 0), tl.sum(tl.where(passed, counted, 0), 0), tl.sum(counted, 0)
 
 
 @triton.jit
@@ -100,34 +149,36 @@ def find(
     """Where a run begins, or a sequence does.
 
     Returns:
-        The sequence that run ``target`` begins in (``target`` itself unless BY_RUN), the tiles before that
-        sequence, the tiles of a run, and the tiles of all sequences.
+        The sequence that run ``target`` begins in (``target`` itself unless BY_RUN), what is counted before
+        it, the tiles of a run, what is counted of all sequences, and how many more each counts than it has.
     """
     lanes = tl.arange(0, BATCH)
-    total = 0
-    for start in range(0, batch, BATCH):
+    _, first = tiles_of(
+        lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
+        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+    )  # fmt: skip
+    total, most = tl.sum(tl.maximum(first, 0), 0), tl.max(first, 0)
+    least = tl.min(tl.where(first < 0, most, first), 0)
+    for start in range(BATCH, batch, BATCH):
         _, tiles = tiles_of(
             start + lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens,
             capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        total += tl.sum(tiles, 0)
-    size = tl.maximum(tl.cdiv(total, runs), MIN_TILES)
+        total, most = total + tl.sum(tl.maximum(tiles, 0), 0), tl.maximum(most, tl.max(tiles, 0))
+        least = tl.minimum(least, tl.min(tl.where(tiles < 0, least, tiles), 0))
+    size, extra = size_of(total, least, most, runs, batch, BLOCK_N)
 
-    sequence, before, seen = 0, 0, 0
-    for start in range(0, batch, BATCH):
-        sequences = start + lanes
+    counted = tl.where(first < 0, 0, first + extra)
+    sequence, before, seen = passed_by(target, target * size, 0, lanes, counted, BY_RUN)
+    for start in range(BATCH, batch, BATCH):
         _, tiles = tiles_of(
-            sequences, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens,
+            start + lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens,
             capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        if BY_RUN:
-            passed = (seen + tl.cumsum(tiles, 0) <= target * size) & (sequences < batch)
-        else:
-            passed = sequences < target
-        sequence += tl.sum(passed.to(tl.int32), 0)
-        before += tl.sum(tl.where(passed, tiles, 0), 0)
-        seen += tl.sum(tiles, 0)
-    return sequence, before, size, total
+        counted = tl.where(tiles < 0, 0, tiles + extra)
+        more, more_before, more_seen = passed_by(target, target * size, seen, start + lanes, counted, BY_RUN)
+        sequence, before, seen = sequence + more, before + more_before, seen + more_seen
+    return sequence, before, size, total + batch * extra, extra
 
 
 @triton.jit
@@ -149,7 +200,7 @@ def parts_of(
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
     """First part of sequence b among all, and how many it has."""
-    _, before, size, _ = find(
+    _, before, size, _, extra = find(
         b, runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
         window_left, window_right, False, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
@@ -158,4 +209,4 @@ def parts_of(
         window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     first_run = before // size
-    return first_run + b, (before + tiles - 1) // size - first_run + 1
+    return first_run + b, (before + tiles + extra - 1) // size - first_run + 1

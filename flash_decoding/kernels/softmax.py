@@ -1,7 +1,9 @@
 """The online-softmax algebra, written once for every kernel.
 
 A state is ``(peak, total, acc)`` for some rows: ``peak`` the largest score so far in base 2, ``total`` the
-sum of ``2 ** (score - peak)``, ``acc`` the sum of ``2 ** (score - peak) * v``. Scores come in base 2 (times
+sum of ``2 ** (score - peak)``, ``acc`` the sum of ``2 ** (score - peak) * v``. While tiles are taken in a row
+may have a total for each place in a tile, which :func:`gather` adds up at the end: warps that share a row
+would have to meet for the sum over every tile. Scores come in base 2 (times
 log2 e), as the hardware's exponential is. The neutral element has ``peak = -inf``; nothing here
 turns it into a NaN.
 """
@@ -16,10 +18,10 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def empty(ROWS: tl.constexpr, COLS: tl.constexpr) -> tl.tuple:
-    """State of rows that have seen no key."""
+def empty(ROWS: tl.constexpr, TOTALS: tl.constexpr, COLS: tl.constexpr) -> tl.tuple:
+    """State of rows that have seen no key, with as many totals each as a tile has keys, or one."""
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
+    total = tl.zeros((ROWS, TOTALS), tl.float32)
     acc = tl.zeros((ROWS, COLS), tl.float32)
     return peak, total, acc
 
@@ -39,9 +41,18 @@ def update(
     pivot = _pivot(peak_new)
     alpha = tl.exp2(peak - pivot)
     p = tl.exp2(scores_log2 - pivot[:, None])
-    total = total * alpha + tl.sum(p, 1)
+    if total.shape[1] == 1:
+        total = total * alpha[:, None] + tl.sum(p, 1, keep_dims=True)
+    else:
+        total = total * alpha[:, None] + p
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
     return peak_new, total, acc
+
+
+@triton.jit
+def gather(peak: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tl.tuple:
+    """The state with one total for each row, when the last tile is in."""
+    return peak, tl.sum(total, 1), acc
 
 
 @triton.jit

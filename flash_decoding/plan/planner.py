@@ -7,7 +7,13 @@ from functools import lru_cache
 
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, choose_num_splits, tiles_in
-from flash_decoding.plan.tiles import choose_tile, residents, roomy_tile, row_tiles
+from flash_decoding.plan.tiles import (
+    choose_tile,
+    invariant_regime_of,
+    regime_of,
+    residents,
+    row_tiles,
+)
 from flash_decoding.plan.variants import choose_variant
 from flash_decoding.spec import Kind, Plan, Problem, Tile
 
@@ -54,7 +60,7 @@ def make_plan(
 
 def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
     """As many splits of each sequence as give every multiprocessor a program, or as many as asked for."""
-    tile = choose_tile(problem, hardware)
+    tile = choose_tile(problem, hardware, regime_of(problem, hardware))
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
     if num_splits > 0:
@@ -72,7 +78,7 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
 def choose_runs(problem: Problem, hardware: Hardware) -> int:
     """Programs for each key/value head and row tile that share all keys; 0 where splits are better.
 
-    All of them run at once: two or more on a multiprocessor, where their shared memory allows it.
+    All of them run at once: two on a multiprocessor, where their tile leaves room for a second.
     """
     if (
         problem.batch == 1
@@ -82,10 +88,15 @@ def choose_runs(problem: Problem, hardware: Hardware) -> int:
         or problem.kv_bytes < BALANCED_MIN_BYTES
     ):
         return 0
-    tile = roomy_tile(problem, hardware)
+    tile = runs_tile(problem, hardware)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv
     runs = hardware.sm_count * residents(problem, tile, hardware) // programs
     return runs if runs > 1 else 0
+
+
+def runs_tile(problem: Problem, hardware: Hardware) -> Tile:
+    """The tile of programs that share all keys: large, but for pages, whose addresses take time to find."""
+    return choose_tile(problem, hardware, "shared" if problem.page_size else "long")
 
 
 def _balanced_plan(problem: Problem, hardware: Hardware, runs: int) -> Plan:
@@ -94,7 +105,7 @@ def _balanced_plan(problem: Problem, hardware: Hardware, runs: int) -> Plan:
         f"{problem.batch} sequences of up to {problem.kv_len} keys, of lengths that the device knows: "
         f"{runs} programs for each key/value head share all of them"
     )
-    tile, overlaps = roomy_tile(problem, hardware), hardware.overlaps_launches
+    tile, overlaps = runs_tile(problem, hardware), hardware.overlaps_launches
     return Plan("flash_decoding", "triton", tile, runs, 0, (reason,), overlaps, balanced=True)
 
 
@@ -110,7 +121,8 @@ def _kind(splits: int) -> Kind:
 def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
     """Fixed keys per split; and a tile that the longest query of a ragged batch cannot change."""
     longest = INVARIANT_RAGGED_Q_LEN if problem.ragged else problem.q_len
-    tile = choose_tile(dataclasses.replace(problem, q_len=longest), hardware)
+    problem_of_longest = dataclasses.replace(problem, q_len=longest)
+    tile = choose_tile(problem_of_longest, hardware, invariant_regime_of(problem_of_longest, hardware))
     per_split = max(1, INVARIANT_SPLIT_TOKENS // tile.block_n)
     splits = -(-visible_tiles(problem, tile) // per_split)
     reason = (

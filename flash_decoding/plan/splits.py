@@ -10,7 +10,7 @@ from __future__ import annotations
 MAX_SPLITS = 256
 """More splits than this make the reduction longer than what they save."""
 
-INVARIANT_SPLIT_TOKENS = 512
+INVARIANT_SPLIT_TOKENS = 1024
 """Keys per split in batch-invariant mode: one number for every call, so that no neighbour can change it."""
 
 

@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.spec import Problem, Tile, padded
 
 ANY = 1 << 30
 
+Regime = Literal["long", "short", "shared", "crowded"]
+"""How the programs of a call fall on the multiprocessors.
+
+long: one each at most, for many keys: a tile that leaves room for no second one, since the programs of the
+next call come early and would settle two by two.
+short: one each at most, for few keys.
+shared: two or three each.
+crowded: more.
+"""
+
+LONG_KEYS = 512
+"""Keys of a program from which its regime is long."""
+
+SHARED_BY = 3
+"""Programs for each multiprocessor up to which the regime is shared."""
+
+CROWDED_BY = 2
+"""The same where no keys per tile but those of the short regime are allowed."""
+
 
 @dataclass(frozen=True)
 class TileRow:
     """One line of the table: the tile, where it applies, and the record that measured it.
 
-    ``crowded`` rows are for calls with two programs or more for every multiprocessor: shorter pipelines let
-    several share one. They differ from the row below in stages alone, so that no result depends on the crowd.
+    Rows without a regime hold for every one. The crowded row differs from the short one in stages alone:
+    these two serve batch-invariant calls, whose results do not depend on the crowd.
     """
 
     max_rows: int
@@ -28,7 +48,7 @@ class TileRow:
     element_bytes: int
     tile: Tile
     measured: str
-    crowded: bool = False
+    regime: Regime | None = None
     warpgroups: bool = False
     """Only where warpgroups multiply out of shared memory: registers last for larger tiles there."""
 
@@ -38,9 +58,13 @@ UNMEASURED = "chosen by shared memory and registers; no record yet"
 
 TILES = (
     # one tile of the matrix units' fewest rows: decoding
-    TileRow(16, 64, 2, Tile(16, 128, 4, 2), H200, crowded=True),
+    TileRow(16, 64, 2, Tile(16, 128, 4, 2), H200, "crowded"),
+    TileRow(16, 64, 2, Tile(16, 64, 4, 4), H200, "shared"),
+    TileRow(16, 64, 2, Tile(16, 256, 4, 3), H200, "long"),
     TileRow(16, 64, 2, Tile(16, 128, 4, 4), H200),
-    TileRow(16, 128, 2, Tile(16, 64, 4, 2), H200, crowded=True),
+    TileRow(16, 128, 2, Tile(16, 64, 4, 2), H200, "crowded"),
+    TileRow(16, 128, 2, Tile(16, 64, 4, 3), H200, "shared"),
+    TileRow(16, 128, 2, Tile(16, 128, 4, 3), H200, "long"),
     TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
     TileRow(16, 256, 2, Tile(16, 64, 4, 3), H200),
     TileRow(32, 128, 2, Tile(32, 128, 4, 3), H200, warpgroups=True),
@@ -80,15 +104,21 @@ def smem_bytes(problem: Problem, tile: Tile) -> int:
     return (buffers * stage + queries) * problem.element_bytes + PAGE_ENTRIES * tile.block_n
 
 
-def choose_tile(problem: Problem, hardware: Hardware) -> Tile:
-    """First row of the table that holds the problem, stepped down until it fits the GPU."""
+def regime_of(problem: Problem, hardware: Hardware) -> Regime:
+    """How a call's programs fall on the multiprocessors, with as many splits as these have room for."""
     programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
-    return _tile(problem, hardware, crowded=programs >= 2 * hardware.sm_count)
+    if programs > SHARED_BY * hardware.sm_count:
+        return "crowded"
+    if programs > hardware.sm_count:
+        return "shared"
+    keys = problem.visible_len // (hardware.sm_count // programs)
+    return "long" if keys >= LONG_KEYS else "short"
 
 
-def roomy_tile(problem: Problem, hardware: Hardware) -> Tile:
-    """The tile for a multiprocessor that is not crowded, whatever the batch."""
-    return _tile(problem, hardware, crowded=False)
+def invariant_regime_of(problem: Problem, hardware: Hardware) -> Regime:
+    """The same for batch-invariant calls: a regime whose tiles have as many keys as the others'."""
+    programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
+    return "crowded" if programs >= CROWDED_BY * hardware.sm_count else "short"
 
 
 def residents(problem: Problem, tile: Tile, hardware: Hardware) -> int:
@@ -98,10 +128,11 @@ def residents(problem: Problem, tile: Tile, hardware: Hardware) -> int:
 
 def tiles_for(problem: Problem, hardware: Hardware) -> tuple[Tile, ...]:
     """The tiles that a problem of these heads can get, whatever its batch: what there is to compile ahead."""
-    return tuple({_tile(problem, hardware, crowded=crowded) for crowded in (False, True)})
+    return tuple(dict.fromkeys(choose_tile(problem, hardware, regime) for regime in get_args(Regime)))
 
 
-def _tile(problem: Problem, hardware: Hardware, *, crowded: bool) -> Tile:
+def choose_tile(problem: Problem, hardware: Hardware, regime: Regime) -> Tile:
+    """First row of the table that holds the problem, stepped down until it fits the GPU."""
     head_dim = max(problem.head_dim, problem.head_dim_v)
     tile = next(
         row.tile
@@ -110,11 +141,18 @@ def _tile(problem: Problem, hardware: Hardware, *, crowded: bool) -> Tile:
         and head_dim <= row.max_head_dim
         and problem.element_bytes == row.element_bytes
         and (hardware.multiplies_by_warpgroup or not row.warpgroups)
-        and (crowded or not row.crowded)
+        and _suits(row, problem, hardware, regime)
     )
     while smem_bytes(problem, tile) > hardware.smem_bytes:
         tile = _smaller(tile)
     return tile
+
+
+def _suits(row: TileRow, problem: Problem, hardware: Hardware, regime: Regime) -> bool:
+    """Whether a row is for the regime; the long one neither for pages nor where it would have to be cut."""
+    if row.regime == "long" and (problem.page_size or smem_bytes(problem, row.tile) > hardware.smem_bytes):
+        return False
+    return row.regime in {None, regime}
 
 
 def row_tiles(problem: Problem, block_m: int) -> int:

@@ -1,0 +1,91 @@
+"""Asking for a split's first keys and values while the kernel before still runs.
+
+A program in place early (:mod:`~flash_decoding.kernels.overlap`) could wait and do nothing. Instead it has
+the memory bring lengths, table entries and first keys on their way into the L2 cache, so that neither they
+nor the translations of their addresses are waited for later. What it asks for is a guess: the kernel before
+may be about to change the lengths, or the keys. A wrong guess costs a request, never a result: nothing that
+is read here is kept, in registers or in the multiprocessor's own cache, and the L2 cache is the memory's own.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_decoding.kernels import keys, load
+from flash_decoding.kernels.load import VIA_L2
+
+FEW_TILES = tl.constexpr(4)
+"""Splits of so many tiles ask for all of their first one. Longer ones ask for its first key: more of them at
+once would only make their first tiles arrive together, and late."""
+
+
+@triton.jit
+def ask(
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    k_strides: tl.tuple,
+    v_strides: tl.tuple,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cache_batch_idx_ptr: tl.tensor,
+    block_table_ptr: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    pool_pages: tl.tensor,
+    cache_rows: tl.tensor,
+    table_stride: tl.tensor,
+    num_splits: tl.tensor,
+    split_tiles: tl.tensor,
+    b: tl.tensor,
+    row: tl.tensor,
+    head_kv: tl.tensor,
+    split: tl.tensor,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+) -> None:
+    """Ask for what a split of sequence b reads first, as far as can be told."""
+    _, lo, hi = keys.seen_by(
+        b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
+        GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
+    )  # fmt: skip
+    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    first_tile, _, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
+    if (split < live_splits) & (count > 0):
+        lanes = tl.arange(0, BLOCK_N)
+        lanes = tl.where(count <= FEW_TILES, lanes, 0)
+        lanes = tl.maximum(tl.minimum(lanes, hi - 1 - first_tile * BLOCK_N), 0)
+        cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows, VIA_L2)
+        page, slot = load.place(
+            cache_row, first_tile * BLOCK_N, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE,
+            BLOCK_N, VIA_L2,
+        )  # fmt: skip
+        head = tl.cast(head_kv, tl.int64)
+        prefetch(k_ptr + head * k_strides[2], page * k_strides[0] + slot * k_strides[1], HEAD_DIM, BLOCK_D)
+        prefetch(v_ptr + head * v_strides[2], page * v_strides[0] + slot * v_strides[1], HEAD_DIM_V, BLOCK_DV)
+
+
+@triton.jit
+def prefetch(base_ptr: tl.tensor, rows: tl.tensor, COLS: tl.constexpr, BLOCK_COLS: tl.constexpr) -> None:
+    """Ask for the COLS elements from each of ``base_ptr + rows`` on, by lines of 128 bytes."""
+    line: tl.constexpr = 1024 // base_ptr.dtype.element_ty.primitive_bitwidth
+    cols = tl.minimum(tl.arange(0, (BLOCK_COLS + line - 1) // line) * line, COLS - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [base_ptr + rows[:, None] + cols[None, :]],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
