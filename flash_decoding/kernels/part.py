@@ -82,11 +82,11 @@ def read_part(
         start = (first_tile + i * step) * BLOCK_N
         slots = start + lanes
         live = (slots >= lo) & (slots < hi)
-        if key_mask_ptr is not None:
-            live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
         page, slot = load.place(
             cache_row, start, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE, BLOCK_N
         )
+        if key_mask_ptr is not None:
+            live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
         k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)

@@ -61,13 +61,14 @@ def make_plan(
 def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
     """As many splits of each sequence as give every multiprocessor a program, or as many as asked for."""
     tile = choose_tile(problem, hardware, regime_of(problem, hardware))
+    slots = hardware.sm_count * (residents(problem, tile, hardware) if problem.page_size else 1)
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
     if num_splits > 0:
         splits = min(num_splits, tiles)
         reason = f"num_splits={num_splits} was asked for; the keys fill {tiles} tiles of {tile.block_n}"
     else:
-        splits = choose_num_splits(programs=programs, tiles=tiles, slots=hardware.sm_count)
+        splits = choose_num_splits(programs=programs, tiles=tiles, slots=slots)
         reason = (
             f"{programs} programs without a split for {hardware.sm_count} multiprocessors, "
             f"{tiles} tiles of {tile.block_n} keys to share"

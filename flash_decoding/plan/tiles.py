@@ -21,7 +21,7 @@ Regime = Literal["long", "short", "shared", "crowded"]
 long: one each at most, for many keys: a tile that leaves room for no second one, since the programs of the
 next call come early and would settle two by two.
 short: one each at most, for few keys.
-shared: two or three each.
+shared: two or three each; and all that read pages, of which each waits for addresses now and then.
 crowded: more.
 """
 
@@ -107,6 +107,8 @@ def smem_bytes(problem: Problem, tile: Tile) -> int:
 def regime_of(problem: Problem, hardware: Hardware) -> Regime:
     """How a call's programs fall on the multiprocessors, with as many splits as these have room for."""
     programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
+    if problem.page_size:
+        return "shared"
     if programs > SHARED_BY * hardware.sm_count:
         return "crowded"
     if programs > hardware.sm_count:
@@ -117,6 +119,8 @@ def regime_of(problem: Problem, hardware: Hardware) -> Regime:
 
 def invariant_regime_of(problem: Problem, hardware: Hardware) -> Regime:
     """The same for batch-invariant calls: a regime whose tiles have as many keys as the others'."""
+    if problem.page_size:
+        return "shared"
     programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
     return "crowded" if programs >= CROWDED_BY * hardware.sm_count else "short"
 
@@ -149,8 +153,8 @@ def choose_tile(problem: Problem, hardware: Hardware, regime: Regime) -> Tile:
 
 
 def _suits(row: TileRow, problem: Problem, hardware: Hardware, regime: Regime) -> bool:
-    """Whether a row is for the regime; the long one neither for pages nor where it would have to be cut."""
-    if row.regime == "long" and (problem.page_size or smem_bytes(problem, row.tile) > hardware.smem_bytes):
+    """Whether a row is for the regime; the long one only where a GPU has room for all of it."""
+    if row.regime == "long" and smem_bytes(problem, row.tile) > hardware.smem_bytes:
         return False
     return row.regime in {None, regime}
 
