@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding.decoder import Decoder
-from flash_decoding.decoder.graphs import Graphs
+from flash_decoding.decoder.graphs import Graphs, nothing_collected
 from tests.decoder_tools import GREEDY, Reading, assert_logits, make_decoder, texts_of
 from tests.transformers_tools import make_model
 
@@ -92,3 +93,18 @@ def test_generation_waits_for_nothing_but_the_tokens(call: dict[str, Any]) -> No
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps == 30
+
+
+def test_the_collector_waits_for_a_capture() -> None:
+    """It may come in the middle of any Python, and a graph that it ended there would end the capture."""
+    collects: list[bool] = []
+
+    def forward(tokens: Tensor) -> Tensor:
+        collects.append(gc.isenabled())
+        return tokens + 1
+
+    graphs, tokens = Graphs(forward), torch.zeros(1, 1, dtype=torch.long, device="cuda")
+    for _ in range(3):
+        graphs.run(tokens)
+    assert collects == [True, False], "run once, captured once"
+    assert gc.isenabled()

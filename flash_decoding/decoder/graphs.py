@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,18 @@ def why_not(model: PreTrainedModel) -> tuple[str, ...]:
         ),
     )
     return tuple(reason for fails, reason in checks if fails)
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Python's collector waits: were it to end a graph that nobody needs, no capture would survive it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +96,7 @@ class Graphs:
 
     def _capture(self, tokens: Tensor) -> Captured:
         graph, place = torch.cuda.CUDAGraph(), tokens.clone()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with nothing_collected(), torch.cuda.graph(graph, pool=self._pool):
             logits = self._forward(place)
         self._pool = graph.pool()
         return Captured(graph, place, logits)
