@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding.decoder import Decoder
-from flash_decoding.decoder.graphs import Graphs, nothing_collected
+from flash_decoding.decoder.graphs import Graphs
 from tests.decoder_tools import GREEDY, Reading, assert_logits, make_decoder, texts_of
 from tests.transformers_tools import make_model
 
