@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 FEW_SPLITS = 32
-"""Splits up to which a program merges 64 columns; more of them make a program slow, and rows few."""
+"""Splits up to which a program merges 64 columns; more of them make a program slow, and rows few. Runs are
+shared by sequences, so each has few of them, and there are many rows."""
 
 NUM_WARPS = 1
 """A warp reduces without a barrier and starts the soonest: the best of 1 and 4 at every size measured."""
@@ -207,7 +208,7 @@ def launch(
     """
     heads, num_splits = queries.heads, plan.num_splits
     tile = plan.tile
-    block = block_of(num_splits, parts.shape[-1])
+    block = block_of(num_splits, parts.shape[-1], balanced=plan.balanced)
     blocks = triton.cdiv(parts.shape[-1], block["BLOCK_COLS"])
     args = (
         parts,
@@ -246,7 +247,7 @@ def launch(
     return repeat.launch(combine_kernel, blocks * queries.batch * queries.q_len * heads, args, constants)
 
 
-def block_of(num_splits: int, head_dim_v: int) -> dict[str, int]:
+def block_of(num_splits: int, head_dim_v: int, *, balanced: bool = False) -> dict[str, int]:
     """Splits merged at a time, and columns per program, as compile-time arguments."""
-    splits, columns = (32, 64) if num_splits <= FEW_SPLITS else (64, 32)
+    splits, columns = (32, 64) if balanced or num_splits <= FEW_SPLITS else (64, 32)
     return {"BLOCK_S": splits, "BLOCK_COLS": min(columns, padded(head_dim_v))}
