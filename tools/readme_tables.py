@@ -1,9 +1,10 @@
-"""Write the measured tables of the README from the records that they name.
+"""Write the measured tables of the documents from the records that they name.
 
-    python -m tools.readme_tables            rewrite README.md
-    python -m tools.readme_tables --check    exit 1 where it differs from its records
+    python -m tools.readme_tables            rewrite README.md and docs/performance.md
+    python -m tools.readme_tables --check    exit 1 where one differs from its records
 
-A table stands between ``<!-- record: results/NAME.json -->`` and ``<!-- end of record -->``.
+A table stands between ``<!-- record: results/NAME.json -->`` and ``<!-- end of record -->``; one of two records,
+before and after, between ``<!-- records: results/NAME.json results/NAME.json -->`` and ``<!-- end of records -->``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+COMPARED = re.compile(r"(<!-- records: (\S+) (\S+) -->\n).*?(<!-- end of records -->)", re.DOTALL)
 MARKED = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end of record -->)", re.DOTALL)
 
 
@@ -71,6 +73,24 @@ def _serving(record: dict[str, Any]) -> str:
         theirs = ("-", "-") if best is None else (f"{ratios[best]:.2f}", best)
         floor = _time(cells["floor"]["median_us"], 1.0)
         lines.append("| " + " | ".join([row["name"], floor, *mine, *theirs]) + " |")
+    host = record.get("host_us", {})
+    lines += [
+        "",
+        "Host, us per eager call: " + ", ".join(f"{name} {us:.1f}" for name, us in host.items()) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Ours of two records of the attention suite, each in multiples of its own floor, and the best peer's."""
+    peers = [column["name"] for column in after["columns"] if column["role"] == "peer"]
+    lines = ["| batch x length | before | after | best peer | which |", "|---|---|---|---|---|"]
+    for old, new in zip(before["rows"], after["rows"], strict=True):
+        ratios = {name: cell["times_floor"] for name, cell in new["cells"].items() if "times_floor" in cell}
+        best = min((name for name in peers if name in ratios), key=ratios.__getitem__)
+        was, now, theirs = old["cells"]["ours"]["times_floor"], ratios["ours"], ratios[best]
+        row = f"{new['batch']} x {new['kv_len']}"
+        lines.append(f"| {row} | {was:.2f} | **{now:.2f}** | {theirs:.2f} | {best} |")
     return "\n".join(lines) + "\n"
 
 
@@ -97,9 +117,14 @@ def _models(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _read(path: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((ROOT / path).read_text())
+    return record
+
+
 def section(path: str) -> str:
     """The table, and where, when and with what it was measured."""
-    record = json.loads((ROOT / path).read_text())
+    record = _read(path)
     about, versions = record["environment"], record["environment"]["libraries"]
     better = {"attention": "lower", "serving": "lower", "model": "higher"}[record["suite"]]
     return (
@@ -110,18 +135,23 @@ def section(path: str) -> str:
 
 
 def rewritten(text: str) -> str:
-    """The README with every marked table made anew."""
+    """A document with every marked table made anew."""
+    text = COMPARED.sub(
+        lambda found: found[1] + "\n" + compared(*map(_read, found.groups()[1:3])) + "\n" + found[4], text
+    )
     return MARKED.sub(lambda found: found[1] + "\n" + section(found[2]) + "\n" + found[3], text)
 
 
 def main(*arguments: str) -> int:
     """Rewrite or check."""
-    text = README.read_text()
-    fresh = rewritten(text)
-    if "--check" in arguments:
-        return int(fresh != text)
-    README.write_text(fresh)
-    return 0
+    stale = 0
+    for document in DOCUMENTS:
+        text = document.read_text()
+        fresh = rewritten(text)
+        stale += fresh != text
+        if "--check" not in arguments:
+            document.write_text(fresh)
+    return int("--check" in arguments and stale > 0)
 
 
 if __name__ == "__main__":

@@ -54,17 +54,18 @@ class TileRow:
 
 
 H200 = "results/tiles-h200.json"
+IN_USE = "results/serving-nvidia-h200-bfloat16-20261122T210000Z.json"
 UNMEASURED = "chosen by shared memory and registers; no record yet"
 
 TILES = (
     # one tile of the matrix units' fewest rows: decoding
     TileRow(16, 64, 2, Tile(16, 128, 4, 2), H200, "crowded"),
-    TileRow(16, 64, 2, Tile(16, 64, 4, 4), H200, "shared"),
-    TileRow(16, 64, 2, Tile(16, 256, 4, 3), H200, "long"),
+    TileRow(16, 64, 2, Tile(16, 64, 4, 4), IN_USE, "shared"),
+    TileRow(16, 64, 2, Tile(16, 256, 4, 3), IN_USE, "long"),
     TileRow(16, 64, 2, Tile(16, 128, 4, 4), H200),
     TileRow(16, 128, 2, Tile(16, 64, 4, 2), H200, "crowded"),
-    TileRow(16, 128, 2, Tile(16, 64, 4, 3), H200, "shared"),
-    TileRow(16, 128, 2, Tile(16, 128, 4, 3), H200, "long"),
+    TileRow(16, 128, 2, Tile(16, 64, 4, 3), IN_USE, "shared"),
+    TileRow(16, 128, 2, Tile(16, 128, 4, 3), IN_USE, "long"),
     TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
     TileRow(16, 256, 2, Tile(16, 64, 4, 3), H200),
     TileRow(32, 128, 2, Tile(32, 128, 4, 3), H200, warpgroups=True),
