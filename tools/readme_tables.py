@@ -3,8 +3,8 @@
     python -m tools.readme_tables            rewrite README.md and docs/performance.md
     python -m tools.readme_tables --check    exit 1 where one differs from its records
 
-A table stands between ``<!-- record: results/NAME.json -->`` and ``<!-- end of record -->``; one that compares
-two records between ``<!-- records: BEFORE.json AFTER.json -->`` and ``<!-- end of records -->``.
+A table stands between ``<!-- record: results/NAME.json -->`` and ``<!-- end of record -->``; one that
+compares two records between ``<!-- records: BEFORE.json AFTER.json -->`` and ``<!-- end of records -->``.
 """
 
 from __future__ import annotations
