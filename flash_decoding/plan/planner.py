@@ -70,7 +70,7 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
     else:
         splits = choose_num_splits(programs=programs, tiles=tiles, slots=slots)
         reason = (
-            f"{programs} programs without a split for {hardware.sm_count} multiprocessors, "
+            f"{programs} programs without a split, {slots} wanted for {hardware.sm_count} multiprocessors, "
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
     return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), hardware.overlaps_launches)
