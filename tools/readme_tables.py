@@ -73,11 +73,8 @@ def _serving(record: dict[str, Any]) -> str:
         theirs = ("-", "-") if best is None else (f"{ratios[best]:.2f}", best)
         floor = _time(cells["floor"]["median_us"], 1.0)
         lines.append("| " + " | ".join([row["name"], floor, *mine, *theirs]) + " |")
-    host = record.get("host_us", {})
-    lines += [
-        "",
-        "Host, us per eager call: " + ", ".join(f"{name} {us:.1f}" for name, us in host.items()) + ".",
-    ]
+    told = ", ".join(f"{name} {us:.1f}" for name, us in record.get("host_us", {}).items())
+    lines += ["", f"Host, us per eager call: {told}."] if told else []
     return "\n".join(lines) + "\n"
 
 
