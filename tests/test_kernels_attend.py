@@ -107,3 +107,9 @@ def test_without_lse(device: torch.device) -> None:
         out, lse = execute.run_kernels(*inputs, plan_of(inputs, num_splits=num_splits), return_lse=False)
         assert lse.numel() == 0
         assert_close_to_reference(out, None, *inputs)
+
+
+def test_packed_keys_that_begin_inside_a_tile_are_all_read(device: torch.device) -> None:
+    """As many keys as a fixed split has, from slot 5 on: they reach into a second split."""
+    case = Case(batch=2, q_lens=(1, 1), packed=True, seqlens=(5, 1024), heads_q=2, heads_kv=1, head_dim=16)
+    run_and_check(case, device, 0, batch_invariant=True)

@@ -111,8 +111,8 @@ def _balanced_plan(problem: Problem, hardware: Hardware, runs: int) -> Plan:
 
 
 def visible_tiles(problem: Problem, tile: Tile) -> int:
-    """Most tiles that a row tile can see; one more where a window may begin inside a tile."""
-    return tiles_in(problem.visible_len, tile.block_n) + int(problem.window_left >= 0)
+    """Most tiles that a row tile can see; one more where a window or packed keys may begin inside a tile."""
+    return tiles_in(problem.visible_len, tile.block_n) + int(problem.window_left >= 0 or problem.ragged)
 
 
 def _kind(splits: int) -> Kind:
