@@ -67,11 +67,11 @@ def ask(
         lanes = tl.where(count <= FEW_TILES, lanes, 0)
         lanes = tl.maximum(tl.minimum(lanes, hi - 1 - first_tile * BLOCK_N), 0)
         cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows, VIA_L2)
-        page, slot = load.place(
+        page, first, more = load.place(
             cache_row, first_tile * BLOCK_N, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE,
             BLOCK_N, VIA_L2,
         )  # fmt: skip
-        head = tl.cast(head_kv, tl.int64)
+        slot, head = first + more, tl.cast(head_kv, tl.int64)
         prefetch(k_ptr + head * k_strides[2], page * k_strides[0] + slot * k_strides[1], HEAD_DIM, BLOCK_D)
         prefetch(v_ptr + head * v_strides[2], page * v_strides[0] + slot * v_strides[1], HEAD_DIM_V, BLOCK_DV)
 

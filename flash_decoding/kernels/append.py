@@ -141,7 +141,10 @@ def append_kernel(
     if (block < kv_blocks) & (token < new_len) & (slot < capacity):
         heads = block * BLOCK_H + lanes
         row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
-        page, place = load.place(row, slot, 0, slot + 1, block_table_ptr, table_stride, pages, PAGE_SIZE, 1)
+        page, first, more = load.place(
+            row, slot, 0, slot + 1, block_table_ptr, table_stride, pages, PAGE_SIZE, 1
+        )
+        place = first + more
         k_from = head_ptrs(k_ptr, k_strides, b, token, heads)
         mask = mask_of(heads, HEADS_KV, HEAD_DIM, BLOCK_D)
         position = tl.minimum(slot, positions - 1)

@@ -98,6 +98,8 @@ def attend_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    K_SLOT: tl.constexpr,
+    V_SLOT: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -140,11 +142,11 @@ def attend_kernel(
     in_q = rows < q_len * GROUP
     peak, total, acc = read_part(
         q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
-        key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr, alibi_strides,
-        sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows, table_stride, b,
-        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0,
-        HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
-        SOFTCAP,
+        key_mask_columns, cache_leftpad_ptr, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr,
+        alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages,
+        cache_rows, table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile,
+        step, count, split == 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
+        K_SLOT, V_SLOT, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
     )  # fmt: skip
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
     store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
@@ -233,6 +235,8 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         "BLOCK_M": plan.tile.block_m,
         "BLOCK_N": plan.tile.block_n,
         "PAGE_SIZE": cache.page_size,
+        "K_SLOT": compiled_in(cache.k, cache.heads),
+        "V_SLOT": compiled_in(cache.v, cache.heads),
         "SOFTCAP": options.softcap > 0,
         "OVERLAP": plan.overlap,
         "num_warps": plan.tile.num_warps,
@@ -240,6 +244,12 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         **keys.bounds(options, queries.q_len),
         **overlap.launch_options(plan.overlap),
     }
+
+
+def compiled_in(cache: Tensor, heads: int) -> int:
+    """The stride of a slot where the model alone decides it, else 0: then it is read at run time (C6)."""
+    stride, head_dim = cache.stride(1), cache.shape[3]
+    return stride if stride in {head_dim, heads * head_dim, 2 * heads * head_dim} else 0
 
 
 STAGES_SCALAR_LOADS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)

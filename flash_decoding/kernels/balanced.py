@@ -72,6 +72,8 @@ def attend_balanced_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    K_SLOT: tl.constexpr,
+    V_SLOT: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -109,11 +111,11 @@ def attend_balanced_kernel(
         in_q = rows < q_len * GROUP
         peak, total, acc = read_part(
             q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
-            key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
-            alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
-            table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile, 1,
-            tl.maximum(to_tile - from_tile, 0), at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
-            BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+            key_mask_columns, cache_leftpad_ptr, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr,
+            alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages,
+            cache_rows, table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile,
+            1, tl.maximum(to_tile - from_tile, 0), at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
+            BLOCK_M, BLOCK_N, PAGE_SIZE, K_SLOT, V_SLOT, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
         )  # fmt: skip
         part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
         store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, HEAD_DIM_V, BLOCK_DV)

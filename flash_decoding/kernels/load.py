@@ -35,42 +35,52 @@ def place(
     BLOCK_N: tl.constexpr,
     VIA: tl.constexpr = VIA_L1,
 ) -> tl.tuple:
-    """(page, slot in the page) of slots ``start + lanes``, int64; times two strides they are an address.
+    """(page, first, more): slots ``start + lanes`` are ``first + more`` in their pages, all of it int64.
 
     A contiguous cache is one page per sequence. Where a tile cannot straddle pages its page is a scalar: one
     table entry to load instead of BLOCK_N. Entries of slots from ``end`` on are not read, and what is read
     is kept inside the pool.
     """
     if PAGE_SIZE == 0:
-        page, slot = row, start.to(tl.int64) + lanes
+        page, first, more = row, start.to(tl.int64), lanes
     else:
         table = block_table_ptr + row * table_stride
         if PAGE_SIZE % BLOCK_N == 0:
             entry = tl.load(table + start // PAGE_SIZE, cache_modifier=VIA)
-            slot = (start % PAGE_SIZE).to(tl.int64) + lanes
+            first, more = (start % PAGE_SIZE).to(tl.int64), lanes
+        elif BLOCK_N % PAGE_SIZE == 0:
+            numbers = start // PAGE_SIZE + tl.arange(0, BLOCK_N // PAGE_SIZE)
+            entry = tl.load(table + numbers, mask=numbers * PAGE_SIZE < end, other=0, cache_modifier=VIA)
+            entry = tl.broadcast_to(entry[:, None], (BLOCK_N // PAGE_SIZE, PAGE_SIZE)).reshape(BLOCK_N)
+            first, more = tl.cast(0, tl.int64), lanes % PAGE_SIZE
         else:
             slots = start + lanes
             entries = table + slots // PAGE_SIZE
             entry = tl.load(entries, mask=slots < end, other=0, cache_modifier=VIA)
-            slot = (slots % PAGE_SIZE).to(tl.int64)
+            first, more = tl.cast(0, tl.int64), slots % PAGE_SIZE
         page = tl.minimum(tl.maximum(entry, 0), pages - 1).to(tl.int64)
-    return page, slot
+    return page, first, tl.cast(more, tl.int64)
 
 
 @triton.jit
 def load_tile(
     base_ptr: tl.tensor,
     page: tl.tensor,
-    slot: tl.tensor,
+    first: tl.tensor,
+    more: tl.tensor,
     live: tl.tensor,
     strides: tl.tuple,
+    SLOT: tl.constexpr,
     COLS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
 ) -> tl.tensor:
-    """(keys, BLOCK_COLS) of keys or values; dead slots and padding columns read as 0: no 0 * NaN."""
+    """(keys, BLOCK_COLS) of keys or values; dead slots and padding columns read as 0: no 0 * NaN.
+
+    Where the stride of a slot is compiled in, the addresses of a thread differ by constants: it computes one.
+    """
     cols = tl.arange(0, BLOCK_COLS)
-    rows = page * strides[0] + slot * strides[1]
+    rows = base_ptr + (page * strides[0] + first * strides[1]) + more * (SLOT if SLOT > 0 else strides[1])
     mask = live[:, None]
     if COLS != BLOCK_COLS:
         mask &= (cols < COLS)[None, :]
-    return tl.load(base_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0)
+    return tl.load(rows[:, None] + cols[None, :], mask=mask, other=0.0)

@@ -9,8 +9,7 @@ from flash_decoding.kernels import keys, load, score, softmax
 from flash_decoding.kernels.rows import load_queries
 
 FEW_ROWS = tl.constexpr(16)
-"""Rows of which each has a total for every key of a tile. Registers have no room for those of more rows, nor
-beside the addresses of a tile of small pages, one for each key."""
+"""Rows of which each has a total for every key of a tile: of more, the registers would not hold them."""
 
 
 @triton.jit
@@ -24,6 +23,7 @@ def read_part(
     key_mask_ptr: tl.tensor,
     key_mask_stride: tl.tensor,
     key_mask_columns: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
     cache_batch_idx_ptr: tl.tensor,
     block_table_ptr: tl.tensor,
     cu_seqlens_q_ptr: tl.tensor,
@@ -58,14 +58,15 @@ def read_part(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    K_SLOT: tl.constexpr,
+    V_SLOT: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ) -> tl.tuple:
     """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b, ``step`` apart."""
     q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, HEAD_DIM, BLOCK_D)
-    has_room: tl.constexpr = BLOCK_M == FEW_ROWS and PAGE_SIZE % BLOCK_N == 0
-    totals: tl.constexpr = BLOCK_N if has_room else 1
+    totals: tl.constexpr = BLOCK_N if BLOCK_M == FEW_ROWS else 1
     peak, total, acc = softmax.empty(BLOCK_M, totals, BLOCK_DV)
     if sinks_ptr is not None:
         if is_first:  # the sink belongs to one part, so that the merge counts it once
@@ -77,20 +78,23 @@ def read_part(
     cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
     k_base = k_ptr + tl.cast(head_kv, tl.int64) * k_strides[2]
     v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
+    bounded_below: tl.constexpr = BOUND_LEFT or cache_leftpad_ptr is not None
     lanes = tl.arange(0, BLOCK_N)
     for i in tl.range(0, count):
         start = (first_tile + i * step) * BLOCK_N
         slots = start + lanes
-        live = (slots >= lo) & (slots < hi)
-        page, slot = load.place(
+        live = slots < hi
+        if bounded_below:
+            live &= slots >= lo
+        page, first, more = load.place(
             cache_row, start, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE, BLOCK_N
         )
         if key_mask_ptr is not None:
             live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
-        k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
+        k = load.load_tile(k_base, page, first, more, live, k_strides, K_SLOT, HEAD_DIM, BLOCK_D)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
-        v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
+        v = load.load_tile(v_base, page, first, more, live, v_strides, V_SLOT, HEAD_DIM_V, BLOCK_DV)
         peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
     return softmax.gather(peak, total, acc)
