@@ -83,9 +83,9 @@ def read_part(
     for i in tl.range(0, count):
         start = (first_tile + i * step) * BLOCK_N
         slots = start + lanes
-        live = slots < hi
+        live = lanes < hi - start
         if bounded_below:
-            live &= slots >= lo
+            live &= lanes >= lo - start
         page, first, more = load.place(
             cache_row, start, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE, BLOCK_N
         )
