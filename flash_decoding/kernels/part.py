@@ -83,9 +83,9 @@ def read_part(
     for i in tl.range(0, count):
         start = (first_tile + i * step) * BLOCK_N
         slots = start + lanes
-        live = lanes < hi - start
+        live = slots < hi
         if bounded_below:
-            live &= lanes >= lo - start
+            live &= slots >= lo
         page, first, more = load.place(
             cache_row, start, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE, BLOCK_N
         )
