@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding import cpu, repeats, sdpa
-from flash_decoding.plan import Hardware, make_plan, runs_tile, tiles_for
+from flash_decoding.plan import Hardware, is_turned, make_plan, runs_tile, tiles_for
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
         plans += [dataclasses.replace(p, kind="flash_decoding", num_splits=few_or_many) for p in plans]
     tile = runs_tile(problem, hardware)
     plans.append(Plan("flash_decoding", "triton", tile, 2, 0, (), overlaps, balanced=True))
+    plans = [dataclasses.replace(p, turned=is_turned(problem, p.tile, hardware)) for p in plans]
     for plan, return_lse in itertools.product(plans, (False, True)):
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 

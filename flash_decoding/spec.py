@@ -290,3 +290,5 @@ class Plan:
     """Kernels start while the one before them ends (programmatic dependent launch)."""
     balanced: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
+    turned: bool = False
+    """Keys are the rows of the products, which suits matrix units that read shared memory."""

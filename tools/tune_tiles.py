@@ -78,7 +78,7 @@ def candidates(work: Work, problem: Problem, hardware: Hardware) -> Iterable[Til
     for block_m, block_n, num_warps, num_stages in shapes:
         tile = Tile(block_m, block_n, num_warps, num_stages)
         is_small = block_n == 16 and work.dtype != torch.float32
-        if not is_small and smem_bytes(problem, tile) <= hardware.smem_bytes:
+        if not is_small and smem_bytes(problem, tile, hardware) <= hardware.smem_bytes:
             yield tile
 
 

@@ -103,6 +103,7 @@ def attend_kernel(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    TURNED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
@@ -146,7 +147,7 @@ def attend_kernel(
         alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages,
         cache_rows, table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile,
         step, count, split == 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-        K_SLOT, V_SLOT, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+        K_SLOT, V_SLOT, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, TURNED,
     )  # fmt: skip
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
     store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
@@ -238,6 +239,7 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         "K_SLOT": compiled_in(cache.k, cache.heads),
         "V_SLOT": compiled_in(cache.v, cache.heads),
         "SOFTCAP": options.softcap > 0,
+        "TURNED": plan.turned,
         "OVERLAP": plan.overlap,
         "num_warps": plan.tile.num_warps,
         "num_stages": pipeline_stages(plan, cache),

@@ -77,6 +77,7 @@ def attend_balanced_kernel(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    TURNED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     if OVERLAP:
@@ -115,7 +116,7 @@ def attend_balanced_kernel(
             alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages,
             cache_rows, table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile,
             1, tl.maximum(to_tile - from_tile, 0), at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
-            BLOCK_M, BLOCK_N, PAGE_SIZE, K_SLOT, V_SLOT, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+            BLOCK_M, BLOCK_N, PAGE_SIZE, K_SLOT, V_SLOT, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, TURNED,
         )  # fmt: skip
         part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
         store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, HEAD_DIM_V, BLOCK_DV)

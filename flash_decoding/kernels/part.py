@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys, load, score, softmax
+from flash_decoding.kernels.product import scores_of
 from flash_decoding.kernels.rows import load_queries
 
 FEW_ROWS = tl.constexpr(16)
@@ -63,6 +64,7 @@ def read_part(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    TURNED: tl.constexpr,
 ) -> tl.tuple:
     """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b, ``step`` apart."""
     q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, HEAD_DIM, BLOCK_D)
@@ -92,9 +94,10 @@ def read_part(
         if key_mask_ptr is not None:
             live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
         k = load.load_tile(k_base, page, first, more, live, k_strides, K_SLOT, HEAD_DIM, BLOCK_D)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = scores_of(q, k, TURNED)
         scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         v = load.load_tile(v_base, page, first, more, live, v_strides, V_SLOT, HEAD_DIM_V, BLOCK_DV)
-        peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
+        scores = tl.where(sees, scores, float("-inf"))
+        peak, total, acc = softmax.update(peak, total, acc, scores, v, TURNED)
     return softmax.gather(peak, total, acc)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_decoding.kernels.product import weigh
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -34,7 +36,12 @@ def _pivot(peak: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def update(
-    peak: tl.tensor, total: tl.tensor, acc: tl.tensor, scores_log2: tl.tensor, v: tl.tensor
+    peak: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    scores_log2: tl.tensor,
+    v: tl.tensor,
+    TURNED: tl.constexpr,
 ) -> tl.tuple:
     """Take one tile of keys in: scores (rows, keys) in base 2, v (keys, columns)."""
     peak_new = tl.maximum(peak, tl.max(scores_log2, 1))
@@ -45,7 +52,7 @@ def update(
         total = total * alpha[:, None] + tl.sum(p, 1, keep_dims=True)
     else:
         total = total * alpha[:, None] + p
-    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+    acc = weigh(p.to(v.dtype), v, acc * alpha[:, None], TURNED)
     return peak_new, total, acc
 
 

@@ -10,6 +10,7 @@ from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, choose_num_splits
 from flash_decoding.plan.tiles import (
     choose_tile,
     invariant_regime_of,
+    is_turned,
     regime_of,
     residents,
     row_tiles,
@@ -51,6 +52,11 @@ def make_plan(
         return Plan("flash_attention", "sdpa", Tile(0, 0, 0, 0), 1, 0, (reason,))
     if variant.name == "cpu":
         return _cpu_plan(num_splits=num_splits, batch_invariant=batch_invariant)
+    plan = _triton_plan(problem, hardware, num_splits=num_splits, batch_invariant=batch_invariant)
+    return dataclasses.replace(plan, turned=is_turned(problem, plan.tile, hardware))
+
+
+def _triton_plan(problem: Problem, hardware: Hardware, *, num_splits: int, batch_invariant: bool) -> Plan:
     if batch_invariant:
         return _invariant_plan(problem, hardware)
     if num_splits == 0 and (runs := choose_runs(problem, hardware)) > 0:

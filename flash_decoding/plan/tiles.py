@@ -92,14 +92,27 @@ PAGE_ENTRIES = 4 * 4
 """Bytes per key for the table entries of a paged cache, in the pipeline before the pipeline."""
 
 
-def smem_bytes(problem: Problem, tile: Tile) -> int:
+WARPGROUP_ROWS = 64
+"""Rows of an operand that Hopper's matrix units read out of shared memory."""
+
+
+def is_turned(problem: Problem, tile: Tile, hardware: Hardware) -> bool:
+    """Whether keys are the rows of the products: where query rows are too few for a warpgroup, and keys not."""
+    return (
+        hardware.multiplies_by_warpgroup
+        and problem.element_bytes == 2
+        and tile.block_m < WARPGROUP_ROWS <= tile.block_n
+    )
+
+
+def smem_bytes(problem: Problem, tile: Tile, hardware: Hardware) -> int:
     """Shared memory of the attention kernel, as an upper bound: the pipeline and the queries.
 
-    Of n stages one is in registers, unless the matrix units read their operands from shared memory, as
-    Hopper's do from 64 rows on.
+    Of n stages one is in registers, unless the matrix units read their operands from shared memory.
     """
     columns, columns_v = padded(problem.head_dim), padded(problem.head_dim_v)
-    buffers = max(1, tile.num_stages - int(tile.block_m < 64))
+    in_registers = tile.block_m < WARPGROUP_ROWS and not is_turned(problem, tile, hardware)
+    buffers = max(1, tile.num_stages - int(in_registers))
     stage = tile.block_n * (columns + columns_v)
     queries = tile.block_m * (columns + 2 * tile.block_n)
     return (buffers * stage + queries) * problem.element_bytes + PAGE_ENTRIES * tile.block_n
@@ -128,7 +141,7 @@ def invariant_regime_of(problem: Problem, hardware: Hardware) -> Regime:
 
 def residents(problem: Problem, tile: Tile, hardware: Hardware) -> int:
     """Programs that a multiprocessor holds at once, by their shared memory; 2 at most, which keep it busy."""
-    return max(1, min(2, hardware.smem_bytes // smem_bytes(problem, tile)))
+    return max(1, min(2, hardware.smem_bytes // smem_bytes(problem, tile, hardware)))
 
 
 def tiles_for(problem: Problem, hardware: Hardware) -> tuple[Tile, ...]:
@@ -148,14 +161,14 @@ def choose_tile(problem: Problem, hardware: Hardware, regime: Regime) -> Tile:
         and (hardware.multiplies_by_warpgroup or not row.warpgroups)
         and _suits(row, problem, hardware, regime)
     )
-    while smem_bytes(problem, tile) > hardware.smem_bytes:
+    while smem_bytes(problem, tile, hardware) > hardware.smem_bytes:
         tile = _smaller(tile)
     return tile
 
 
 def _suits(row: TileRow, problem: Problem, hardware: Hardware, regime: Regime) -> bool:
     """Whether a row is for the regime; the long one only where a GPU has room for all of it."""
-    if row.regime == "long" and smem_bytes(problem, row.tile) > hardware.smem_bytes:
+    if row.regime == "long" and smem_bytes(problem, row.tile, hardware) > hardware.smem_bytes:
         return False
     return row.regime in {None, regime}
 
