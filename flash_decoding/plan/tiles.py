@@ -92,14 +92,21 @@ PAGE_ENTRIES = 4 * 4
 """Bytes per key for the table entries of a paged cache, in the pipeline before the pipeline."""
 
 
+HOPPER = 9
+"""Major number of the compute capability."""
+
 WARPGROUP_ROWS = 64
 """Rows of an operand that Hopper's matrix units read out of shared memory."""
 
 
 def is_turned(problem: Problem, tile: Tile, hardware: Hardware) -> bool:
-    """Whether keys are the rows of the products: where query rows are too few for a warpgroup, and keys not."""
+    """Whether keys are the rows of the products: where query rows are too few for a warpgroup, keys not.
+
+    On Hopper alone: Blackwell's matrix units keep what they add up in a memory of their own.
+    """
     return (
-        hardware.multiplies_by_warpgroup
+        hardware.backend == "cuda"
+        and hardware.capability[0] == HOPPER
         and problem.element_bytes == 2
         and tile.block_m < WARPGROUP_ROWS <= tile.block_n
     )
