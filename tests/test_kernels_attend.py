@@ -113,6 +113,8 @@ def test_packed_keys_that_begin_inside_a_tile_are_all_read(device: torch.device)
     """As many keys as a fixed split has, from slot 5 on: they reach into a second split."""
     case = Case(batch=2, q_lens=(1, 1), packed=True, seqlens=(5, 1024), heads_q=2, heads_kv=1, head_dim=16)
     run_and_check(case, device, 0, batch_invariant=True)
+
+
 def test_only_strides_that_no_call_changes_are_compiled_in() -> None:
     """Those of the heads; not where tokens of all sequences lie side by side, as many as the batch has."""
     from flash_decoding.kernels.attend import compiled_in
