@@ -57,7 +57,7 @@ def share(lo: int, hi: int, num_splits: int, split_tiles: int, *, paged: bool) -
 def test_splits_cover_every_tile_once(
     lo: int, hi: int, num_splits: int, split_tiles: int, paged: bool
 ) -> None:
-    """Whether a split's size is fixed (split_tiles > 0) or follows from their number; never more than that."""
+    """Whether a split's size is fixed (split_tiles > 0) or follows from their number, which bounds it."""
     origin, splits = share(lo, hi, num_splits, split_tiles, paged=paged)
     covered = [tile for split in splits for tile in split]
     seen = range(origin, -(-hi // BLOCK_N)) if hi > lo else range(0)

@@ -115,8 +115,8 @@ def share(
     """First tile of [lo, hi), how many there are, and how many splits have any (at least one).
 
     Tiles start at multiples of BLOCK_N, so that a tile lies inside one page wherever pages are that large.
-    ``split_tiles`` > 0 fixes the size of a split; otherwise as many splits as there are share the tiles. Never
-    are there more than ``num_splits``, which scratch has room for, whatever the lengths say.
+    ``split_tiles`` > 0 fixes the size of a split; otherwise as many splits as there are share the tiles.
+    Never are there more than ``num_splits``, which scratch has room for, whatever the lengths say.
     """
     origin = lo // BLOCK_N
     tiles = tl.where(hi > lo, tl.cdiv(hi, BLOCK_N) - origin, 0)
