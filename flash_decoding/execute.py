@@ -142,12 +142,16 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     splits: small tensors stand for large ones. The planner adds choices: split or not, by sequence or
     by work, and which tile.
     """
+    from flash_decoding.kernels.combine import FEW_SPLITS
+
     problem = problem_of(queries, cache, options, return_lse=True)
     hardware = Hardware.of(queries.q.device)
     overlaps = hardware.overlaps_launches
     plans = [Plan("flash_attention", "triton", t, 1, 0, (), overlaps) for t in tiles_for(problem, hardware)]
-    for few_or_many in (2, 64):  # two ways to combine
-        plans += [dataclasses.replace(p, kind="flash_decoding", num_splits=few_or_many) for p in plans]
+    plans += [
+        dataclasses.replace(plan, kind="flash_decoding", num_splits=splits)
+        for plan, splits in itertools.product(plans, (2, FEW_SPLITS + 1))  # few and many combine differently
+    ]
     tile = runs_tile(problem, hardware)
     plans.append(Plan("flash_decoding", "triton", tile, 2, 0, (), overlaps, balanced=True))
     for plan, return_lse in itertools.product(plans, (False, True)):

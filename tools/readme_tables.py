@@ -63,31 +63,33 @@ def _serving(record: dict[str, Any]) -> str:
         "best peer / floor",
         "best peer",
     )
-    peers = [column["name"] for column in record["columns"] if column["role"] == "peer"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in record["rows"]:
-        cells = row["cells"]
-        ratios = {name: cells[name]["times_floor"] for name in cells if "times_floor" in cells[name]}
-        best = min((name for name in peers if name in ratios), key=ratios.__getitem__, default=None)
+        ratios, best = _times_floor(record, row)
         mine = f"**{ratios['ours']:.2f}**", f"{ratios['ours, batch invariant']:.2f}"
         theirs = ("-", "-") if best is None else (f"{ratios[best]:.2f}", best)
-        floor = _time(cells["floor"]["median_us"], 1.0)
+        floor = _time(row["cells"]["floor"]["median_us"], 1.0)
         lines.append("| " + " | ".join([row["name"], floor, *mine, *theirs]) + " |")
     told = ", ".join(f"{name} {us:.1f}" for name, us in record.get("host_us", {}).items())
     lines += ["", f"Host, us per eager call: {told}."] if told else []
     return "\n".join(lines) + "\n"
 
 
+def _times_floor(record: dict[str, Any], row: dict[str, Any]) -> tuple[dict[str, float], str | None]:
+    """Columns that have a number in a row, in multiples of its floor; and the best peer among them."""
+    ratios = {name: cell["times_floor"] for name, cell in row["cells"].items() if "times_floor" in cell}
+    peers = [column["name"] for column in record["columns"] if column["role"] == "peer"]
+    return ratios, min((name for name in peers if name in ratios), key=ratios.__getitem__, default=None)
+
+
 def compared(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Ours of two records of the attention suite, each in multiples of its own floor, and the best peer's."""
-    peers = [column["name"] for column in after["columns"] if column["role"] == "peer"]
     lines = ["| batch x length | before | after | best peer | which |", "|---|---|---|---|---|"]
     for old, new in zip(before["rows"], after["rows"], strict=True):
-        ratios = {name: cell["times_floor"] for name, cell in new["cells"].items() if "times_floor" in cell}
-        best = min((name for name in peers if name in ratios), key=ratios.__getitem__)
-        was, now, theirs = old["cells"]["ours"]["times_floor"], ratios["ours"], ratios[best]
-        row = f"{new['batch']} x {new['kv_len']}"
-        lines.append(f"| {row} | {was:.2f} | **{now:.2f}** | {theirs:.2f} | {best} |")
+        ratios, best = _times_floor(after, new)
+        assert best is not None, "PyTorch itself is a peer"
+        was, row = old["cells"]["ours"]["times_floor"], f"{new['batch']} x {new['kv_len']}"
+        lines.append(f"| {row} | {was:.2f} | **{ratios['ours']:.2f}** | {ratios[best]:.2f} | {best} |")
     return "\n".join(lines) + "\n"
 
 

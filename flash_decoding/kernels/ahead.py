@@ -72,20 +72,9 @@ def ask(
             BLOCK_N, VIA_L2,
         )  # fmt: skip
         head = tl.cast(head_kv, tl.int64)
-        prefetch(k_ptr + head * k_strides[2], page * k_strides[0] + slot * k_strides[1], HEAD_DIM, BLOCK_D)
-        prefetch(v_ptr + head * v_strides[2], page * v_strides[0] + slot * v_strides[1], HEAD_DIM_V, BLOCK_DV)
-
-
-@triton.jit
-def prefetch(base_ptr: tl.tensor, rows: tl.tensor, COLS: tl.constexpr, BLOCK_COLS: tl.constexpr) -> None:
-    """Ask for the COLS elements from each of ``base_ptr + rows`` on, by lines of 128 bytes."""
-    line: tl.constexpr = 1024 // base_ptr.dtype.element_ty.primitive_bitwidth
-    cols = tl.minimum(tl.arange(0, (BLOCK_COLS + line - 1) // line) * line, COLS - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [base_ptr + rows[:, None] + cols[None, :]],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+        load.prefetch(
+            k_ptr + head * k_strides[2], page * k_strides[0] + slot * k_strides[1], HEAD_DIM, BLOCK_D
+        )
+        load.prefetch(
+            v_ptr + head * v_strides[2], page * v_strides[0] + slot * v_strides[1], HEAD_DIM_V, BLOCK_DV
+        )

@@ -17,16 +17,13 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import overlap
+from flash_decoding.kernels import load, overlap
 from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_decoding.projection import LinearTile, Projection
-
-LINE = tl.constexpr(64)
-"""Elements that one prefetch brings into the L2 cache: 128 bytes of 16-bit weights."""
 
 
 @triton.jit
@@ -72,20 +69,6 @@ def norm_tile(
     """(BLOCK_K,) factors of the norm, in fp32."""
     cols = start + tl.arange(0, BLOCK_K)
     return tl.load(norm_ptr + cols, mask=cols < COLS, other=0.0).to(tl.float32) + offset
-
-
-@triton.jit
-def prefetch(w_ptr: tl.tensor, rows: tl.tensor, COLS: tl.constexpr, BLOCK_COLS: tl.constexpr) -> None:
-    """Ask for the first BLOCK_COLS columns of these rows to come into the L2 cache."""
-    lines = tl.minimum(tl.arange(0, BLOCK_COLS // LINE) * LINE, COLS - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [w_ptr + rows[:, None] * COLS + lines[None, :]],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -152,9 +135,9 @@ def linear_kernel(
     rows = rows.to(tl.int64)
     w_ptr = pick(which, weight_ptrs) if not GATED else weight_ptrs[0]
     if OVERLAP and PREFETCH > 0:
-        prefetch(w_ptr, tl.minimum(rows, height - 1), COLS, PREFETCH)
+        load.prefetch(w_ptr, tl.minimum(rows, height - 1) * COLS, COLS, PREFETCH)
         if GATED:
-            prefetch(weight_ptrs[1], tl.minimum(rows, height - 1), COLS, PREFETCH)
+            load.prefetch(weight_ptrs[1], tl.minimum(rows, height - 1) * COLS, COLS, PREFETCH)
     if OVERLAP:
         overlap.wait_for_the_kernel_before()
         overlap.let_the_next_kernel_start()

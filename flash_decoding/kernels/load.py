@@ -1,4 +1,4 @@
-"""One way to address a cache: contiguous, or paged with pages of any size."""
+"""One way to address a cache: contiguous, or paged with pages of any size; and to ask for what it has."""
 
 from __future__ import annotations
 
@@ -74,3 +74,21 @@ def load_tile(
     if COLS != BLOCK_COLS:
         mask &= (cols < COLS)[None, :]
     return tl.load(base_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def prefetch(base_ptr: tl.tensor, rows: tl.tensor, COLS: tl.constexpr, BLOCK_COLS: tl.constexpr) -> None:
+    """Ask for the first BLOCK_COLS elements of each of ``base_ptr + rows`` to come into the L2 cache.
+
+    By lines of 128 bytes, none of which begins beyond COLS elements.
+    """
+    line: tl.constexpr = 1024 // base_ptr.dtype.element_ty.primitive_bitwidth
+    cols = tl.minimum(tl.arange(0, (BLOCK_COLS + line - 1) // line) * line, COLS - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [base_ptr + rows[:, None] + cols[None, :]],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
