@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from rich.console import Console, RenderableType
 
 from flash_decoding.bench.capture import Ready, make_ready
 from flash_decoding.bench.cases import Case, set_count
 from flash_decoding.bench.check import Truth, Verdict
 from flash_decoding.bench.column import Column, Way
-from flash_decoding.bench.conduct import Step
+from flash_decoding.bench.conduct import Run, Step, file_name
 from flash_decoding.bench.device import cache_bytes, failures, release_memory
 from flash_decoding.bench.inputs import Inputs, make_inputs
-from flash_decoding.bench.record import Cell
+from flash_decoding.bench.record import Cell, Record
+from flash_decoding.bench.request import Request
 from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.timing import Effort, measure
 
@@ -45,6 +48,32 @@ class _Bout:
     case: Case
     sets: list[Inputs]
     truth: Truth
+
+
+def conduct(
+    record: Record[AttentionRow],
+    cases: Sequence[Case],
+    columns: Sequence[Column],
+    request: Request,
+    console: Console,
+    *,
+    render: Callable[[Record[AttentionRow]], RenderableType],
+    save_plot: Callable[[Record[AttentionRow], Path], None],
+) -> int:
+    """Fill the record of one of the attention suites with these rows, show it, save it with its picture.
+
+    Returns:
+        The exit status: 1 where a column of our own is wrong or failed, else 0.
+    """
+    suite = Run(
+        record=record,
+        measure=lambda step: run(cases, columns, record.effort, step),
+        steps=len(cases) * (len(columns) + 1),
+        render=render,
+        save_plot=save_plot if request.plot else None,
+    )
+    name = file_name(cases[0].device, record.suite, cases[0].dtype_name)
+    return suite.conduct(request.out / name, console)
 
 
 def run(

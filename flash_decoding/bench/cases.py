@@ -61,6 +61,10 @@ class Case:
         return self.label or f"{self.batch} x {self.kv_len}"
 
     @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def live(self) -> tuple[int, ...]:
         """Live tokens of each sequence."""
         return self.lengths or (self.kv_len,) * self.batch

@@ -38,7 +38,7 @@ class AttentionRow(Row):
             "lengths": list(case.lengths),
             "page_size": case.page_size,
             "window": case.window,
-            "dtype": str(case.dtype).removeprefix("torch."),
+            "dtype": case.dtype_name,
             "bytes": case.kv_bytes,
             "sets": self.sets,
             "rotated_bytes": self.sets * case.kv_bytes,

@@ -12,7 +12,6 @@ from flash_decoding.bench import attention
 from flash_decoding.bench.baselines import attention_columns
 from flash_decoding.bench.cases import CPU_BATCH_DIVISOR, Case, announced_cases, parse_rows
 from flash_decoding.bench.column import Column
-from flash_decoding.bench.conduct import Run, file_name
 from flash_decoding.bench.environment import describe, device_name
 from flash_decoding.bench.extra import require
 from flash_decoding.bench.record import Record
@@ -58,15 +57,7 @@ def compare(request: Request, cases: Sequence[Case], columns: Sequence[Column], 
         columns=columns,
         effort=attention.effort_of(device, quick=request.quick),
     )
-    suite = Run(
-        record=record,
-        measure=lambda step: attention.run(cases, columns, record.effort, step),
-        steps=len(cases) * (len(columns) + 1),
-        render=render,
-        save_plot=_save_plot if request.plot else None,
-    )
-    path = request.out / file_name(device, request.suite, _dtype_name(cases[0]))
-    return suite.conduct(path, console)
+    return attention.conduct(record, cases, columns, request, console, render=render, save_plot=_save_plot)
 
 
 def _save_plot(record: Record[AttentionRow], path: Path) -> None:
@@ -84,13 +75,9 @@ def _cases(request: Request, device: torch.device) -> list[Case]:
 def _title(cases: Sequence[Case], *, scaled_down: bool) -> str:
     case = cases[0]
     title = (
-        f"Decode attention on {device_name(case.device)}, {_dtype_name(case)}, {case.heads_q} query heads, "
+        f"Decode attention on {device_name(case.device)}, {case.dtype_name}, {case.heads_q} query heads, "
         f"{case.heads_kv} KV heads, head_dim {case.head_dim}, q_len {case.q_len}"
     )
     if scaled_down:
         title += f"\nscaled down for a CPU: the announcement's lengths, 1/{CPU_BATCH_DIVISOR} of its batch"
     return title
-
-
-def _dtype_name(case: Case) -> str:
-    return str(case.dtype).removeprefix("torch.")

@@ -12,7 +12,6 @@ from flash_decoding.bench import attention
 from flash_decoding.bench.baselines import serving_columns
 from flash_decoding.bench.cases import Case
 from flash_decoding.bench.column import Column
-from flash_decoding.bench.conduct import Run, file_name
 from flash_decoding.bench.environment import describe, device_name
 from flash_decoding.bench.record import Record
 from flash_decoding.bench.request import Request, device_of, dtype_of
@@ -38,24 +37,16 @@ def run(request: Request, console: Console) -> int:
 
 def compare(request: Request, cases: Sequence[Case], columns: Sequence[Column], console: Console) -> int:
     """Measure these rows and columns as :func:`run` says."""
-    device, dtype = cases[0].device, cases[0].dtype
-    name = str(dtype).removeprefix("torch.")
+    device = cases[0].device
     record = Record[AttentionRow](
         suite="serving",
-        title=_title(device, name),
+        title=_title(device, cases[0].dtype_name),
         environment=describe(device),
         columns=columns,
         effort=attention.effort_of(device, quick=request.quick),
-        extras={"host_us": host_times(device, dtype)},
+        extras={"host_us": host_times(device, cases[0].dtype)},
     )
-    suite = Run(
-        record=record,
-        measure=lambda step: attention.run(cases, columns, record.effort, step),
-        steps=len(cases) * (len(columns) + 1),
-        render=render,
-        save_plot=_save_plot if request.plot else None,
-    )
-    return suite.conduct(request.out / file_name(device, "serving", name), console)
+    return attention.conduct(record, cases, columns, request, console, render=render, save_plot=_save_plot)
 
 
 def _save_plot(record: Record[AttentionRow], path: Path) -> None:
