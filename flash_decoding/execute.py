@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -94,7 +94,9 @@ def run_kernels(
     kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
-    from flash_decoding.kernels import attend, balanced, combine
+    from flash_decoding.kernels import combine
+
+    attend, balanced = _kernels(roles=plan.roles)
 
     q = queries.q
     heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
@@ -133,6 +135,15 @@ def run_kernels(
     )
     _keep(kind, first, last, out=out, lse=target, scratch=(parts.numel(), part_lse.numel()))
     return out, lse
+
+
+def _kernels(*, roles: bool) -> tuple[Any, Any]:
+    """The kernels of even splits and of equal runs: by warps with roles, or by warps that do everything."""
+    if roles:
+        from flash_decoding.kernels.roles import attend, balanced
+    else:
+        from flash_decoding.kernels import attend, balanced
+    return attend, balanced
 
 
 def warmup(queries: Queries, cache: KVCache, options: Options) -> None:

@@ -289,4 +289,5 @@ class Plan:
     overlap: bool = False
     """Kernels start while the one before them ends (programmatic dependent launch)."""
     balanced: bool = False
+    roles: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""

@@ -44,11 +44,12 @@ def ask(
     row: tl.tensor,
     head_kv: tl.tensor,
     split: tl.tensor,
+    lanes: tl.tensor,  # 0 to BLOCK_N
+    k_lines: tl.tensor,  # 0 to the lines of a key, as the next of a value
+    v_lines: tl.tensor,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
@@ -63,7 +64,6 @@ def ask(
     origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     first_tile, _, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
     if (split < live_splits) & (count > 0):
-        lanes = tl.arange(0, BLOCK_N)
         lanes = tl.where(count <= FEW_TILES, lanes, 0)
         lanes = tl.maximum(tl.minimum(lanes, hi - 1 - first_tile * BLOCK_N), 0)
         cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows, VIA_L2)
@@ -73,8 +73,32 @@ def ask(
         )  # fmt: skip
         head = tl.cast(head_kv, tl.int64)
         load.prefetch(
-            k_ptr + head * k_strides[2], page * k_strides[0] + slot * k_strides[1], HEAD_DIM, BLOCK_D
+            k_ptr + head * k_strides[2], page * k_strides[0] + slot * k_strides[1], k_lines, HEAD_DIM
         )
         load.prefetch(
-            v_ptr + head * v_strides[2], page * v_strides[0] + slot * v_strides[1], HEAD_DIM_V, BLOCK_DV
+            v_ptr + head * v_strides[2], page * v_strides[0] + slot * v_strides[1], v_lines, HEAD_DIM_V
         )
+
+
+@triton.jit
+def guess(
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    k_strides: tl.tuple,
+    v_strides: tl.tuple,
+    cache_row: tl.tensor,
+    head_kv: tl.tensor,
+    capacity: tl.tensor,
+    lanes: tl.tensor,
+    k_lines: tl.tensor,
+    v_lines: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+) -> None:
+    """Ask for the first keys and values of a contiguous cache before the length is there that allows them."""
+    slots = tl.minimum(lanes, tl.maximum(capacity - 1, 0)).to(tl.int64)
+    head = tl.cast(head_kv, tl.int64)
+    k_rows = cache_row * k_strides[0] + slots * k_strides[1]
+    v_rows = cache_row * v_strides[0] + slots * v_strides[1]
+    load.prefetch(k_ptr + head * k_strides[2], k_rows, k_lines, HEAD_DIM)
+    load.prefetch(v_ptr + head * v_strides[2], v_rows, v_lines, HEAD_DIM_V)

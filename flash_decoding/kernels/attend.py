@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, keys, overlap, repeat, score, softmax
+from flash_decoding.kernels import ahead, keys, load, overlap, repeat, score, softmax
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import lse_offset, store_out
 from flash_decoding.spec import padded
@@ -114,12 +114,14 @@ def attend_kernel(
         # an address for each key, and no registers left.
         if PAGE_SIZE % BLOCK_N == 0:
             if num_splits > 1:
+                bits: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth
                 ahead.ask(
                     k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
                     cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
                     capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv,
-                    split, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-                    BOUND_LEFT, BOUND_RIGHT,
+                    split, tl.arange(0, BLOCK_N), tl.arange(0, load.lines_of(BLOCK_D, bits)),
+                    tl.arange(0, load.lines_of(BLOCK_DV, bits)), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M,
+                    BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
                 )  # fmt: skip
         overlap.wait_for_the_kernel_before()
         if num_splits > 1:  # the combine is small and can be in place early; another call had better not be
@@ -147,7 +149,7 @@ def attend_kernel(
         SOFTCAP,
     )  # fmt: skip
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
+    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, tl.arange(0, BLOCK_DV), HEAD_DIM_V)
     if lse_ptr is not None:
         strides = (lse_sequence, lse_head, lse_token)
         offset = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_split

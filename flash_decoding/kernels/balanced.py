@@ -89,7 +89,7 @@ def attend_balanced_kernel(
     run = pid // (row_tiles * HEADS_KV)
     b, before, size, all_tiles, extra = runs.find(
         run, num_runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-        new_tokens, capacity, window_left, window_right, True, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        new_tokens, capacity, window_left, window_right, tl.arange(0, runs.BATCH), True, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     at = run * size
     stop = tl.minimum(at + size, all_tiles)
@@ -116,7 +116,7 @@ def attend_balanced_kernel(
             BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
         )  # fmt: skip
         part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
-        store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, HEAD_DIM_V, BLOCK_DV)
+        store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, tl.arange(0, BLOCK_DV), HEAD_DIM_V)
         tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
         at = until
         before += tiles + extra

@@ -53,7 +53,7 @@ def live_slots(
     length = tl.load(cache_seqlens_ptr + b, cache_modifier=VIA)
     end = tl.minimum(tl.maximum(length, 0) + new_tokens, capacity)
     if cache_leftpad_ptr is None:
-        first = tl.zeros_like(end)
+        first = end * 0  # of its shape, in both of Triton's languages
     else:
         first = tl.maximum(tl.load(cache_leftpad_ptr + b, cache_modifier=VIA), 0)
     return first, end

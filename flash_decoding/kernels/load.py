@@ -76,14 +76,28 @@ def load_tile(
     return tl.load(base_ptr + rows[:, None] + cols[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
-def prefetch(base_ptr: tl.tensor, rows: tl.tensor, COLS: tl.constexpr, BLOCK_COLS: tl.constexpr) -> None:
-    """Ask for the first BLOCK_COLS elements of each of ``base_ptr + rows`` to come into the L2 cache.
+LINE_BITS = tl.constexpr(1024)
+"""A line of the L2 cache."""
 
-    By lines of 128 bytes, none of which begins beyond COLS elements.
+
+@triton.constexpr_function
+def lines_of(columns: int, bits: int) -> int:
+    """Lines that so many elements of so many bits lie in."""
+    return max(1, columns * bits // LINE_BITS.value)
+
+
+@triton.jit
+def prefetch(base_ptr: tl.tensor, rows: tl.tensor, lines: tl.tensor, COLS: tl.constexpr) -> None:
+    """Ask for some lines of each of ``base_ptr + rows`` to come into the L2 cache.
+
+    Args:
+        base_ptr: where row 0 begins.
+        rows: offsets of the rows, in elements.
+        lines: 0 to :func:`lines_of`; none of them is taken to begin beyond COLS elements.
+        COLS: elements of a row.
     """
-    line: tl.constexpr = 1024 // base_ptr.dtype.element_ty.primitive_bitwidth
-    cols = tl.minimum(tl.arange(0, (BLOCK_COLS + line - 1) // line) * line, COLS - 1)
+    line: tl.constexpr = LINE_BITS // base_ptr.dtype.element_ty.primitive_bitwidth
+    cols = tl.minimum(lines * line, COLS - 1)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",

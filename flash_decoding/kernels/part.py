@@ -63,7 +63,8 @@ def read_part(
     SOFTCAP: tl.constexpr,
 ) -> tl.tuple:
     """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b, ``step`` apart."""
-    q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, HEAD_DIM, BLOCK_D)
+    cols = tl.arange(0, BLOCK_D)
+    q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, cols, HEAD_DIM)
     has_room: tl.constexpr = BLOCK_M == FEW_ROWS and PAGE_SIZE % BLOCK_N == 0
     totals: tl.constexpr = BLOCK_N if has_room else 1
     peak, total, acc = softmax.empty(BLOCK_M, totals, BLOCK_DV)

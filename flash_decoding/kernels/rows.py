@@ -19,11 +19,10 @@ def load_queries(
     head: tl.tensor,
     in_q: tl.tensor,
     cu_seqlens_q_ptr: tl.tensor,
+    cols: tl.tensor,
     HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """(rows, BLOCK_D) of q; rows and columns that do not exist read as 0."""
-    cols = tl.arange(0, BLOCK_D)
+    """(rows, cols) of q; rows and columns that do not exist read as 0."""
     base = q_ptr + tl.cast(b, tl.int64) * strides[0]
     if cu_seqlens_q_ptr is not None:
         base += q_start * strides[1]
@@ -38,11 +37,10 @@ def store_out(
     out: tl.tensor,
     flat_row: tl.tensor,
     in_q: tl.tensor,
+    cols: tl.tensor,
     HEAD_DIM_V: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
 ) -> None:
-    """Write (rows, BLOCK_DV) to a contiguous (flat rows, HEAD_DIM_V), in its dtype."""
-    cols = tl.arange(0, BLOCK_DV)
+    """Write (rows, cols) to a contiguous (flat rows, HEAD_DIM_V), in its dtype."""
     ptrs = out_ptr + (flat_row * HEAD_DIM_V)[:, None] + cols[None, :]
     tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=in_q[:, None] & (cols < HEAD_DIM_V)[None, :])
 

@@ -62,7 +62,7 @@ def tiles_of(
     inside = sequences < batch
     length = tl.maximum(tl.load(cache_seqlens_ptr + sequences, mask=inside, other=0), 0)
     end = tl.minimum(length + new_tokens, capacity)
-    first = tl.zeros_like(end)
+    first = end * 0  # of its shape, in both of Triton's languages
     if cache_leftpad_ptr is not None:
         first = tl.maximum(tl.load(cache_leftpad_ptr + sequences, mask=inside, other=0), 0)
     tokens = q_len
@@ -140,6 +140,7 @@ def find(
     capacity: tl.tensor,
     window_left: tl.tensor,
     window_right: tl.tensor,
+    lanes: tl.tensor,
     BY_RUN: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -148,11 +149,13 @@ def find(
 ) -> tl.tuple:
     """Where a run begins, or a sequence does.
 
+    Args:
+        lanes: 0 to BATCH, laid out as the caller's warps are to look at sequences.
+
     Returns:
         The sequence that run ``target`` begins in (``target`` itself unless BY_RUN), what is counted before
         it, the tiles of a run, what is counted of all sequences, and how many more each counts than it has.
     """
-    lanes = tl.arange(0, BATCH)
     _, first = tiles_of(
         lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
         window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
@@ -202,7 +205,7 @@ def parts_of(
     """First part of sequence b among all, and how many it has."""
     _, before, size, _, extra = find(
         b, runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
-        window_left, window_right, False, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        window_left, window_right, tl.arange(0, BATCH), False, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     _, tiles = tiles_of(
         b, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,

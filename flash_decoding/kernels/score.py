@@ -27,7 +27,7 @@ def slopes(
 ) -> tl.tensor:
     """ALiBi slope of every row; zeros without ALiBi, which nobody reads."""
     if alibi_ptr is None:
-        slope = tl.zeros_like(head).to(tl.float32)
+        slope = (head * 0).to(tl.float32)
     else:
         offsets = tl.cast(b, tl.int64) * strides[0] + head * strides[1]
         slope = tl.load(alibi_ptr + offsets, mask=in_q, other=0.0)

@@ -33,10 +33,12 @@ def _pivot(peak: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def update(
-    peak: tl.tensor, total: tl.tensor, acc: tl.tensor, scores_log2: tl.tensor, v: tl.tensor
-) -> tl.tuple:
-    """Take one tile of keys in: scores (rows, keys) in base 2, v (keys, columns)."""
+def weigh(peak: tl.tensor, total: tl.tensor, scores_log2: tl.tensor) -> tl.tuple:
+    """Weights (rows, keys) of one tile of keys, whose scores come in base 2.
+
+    Returns:
+        The new peak and total, what the values seen so far are to be multiplied with, and the weights.
+    """
     peak_new = tl.maximum(peak, tl.max(scores_log2, 1))
     pivot = _pivot(peak_new)
     alpha = tl.exp2(peak - pivot)
@@ -45,8 +47,17 @@ def update(
         total = total * alpha[:, None] + tl.sum(p, 1, keep_dims=True)
     else:
         total = total * alpha[:, None] + p
+    return peak_new, total, alpha, p
+
+
+@triton.jit
+def update(
+    peak: tl.tensor, total: tl.tensor, acc: tl.tensor, scores_log2: tl.tensor, v: tl.tensor
+) -> tl.tuple:
+    """Take one tile of keys in: scores (rows, keys) in base 2, v (keys, columns)."""
+    peak, total, alpha, p = weigh(peak, total, scores_log2)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
-    return peak_new, total, acc
+    return peak, total, acc
 
 
 @triton.jit
