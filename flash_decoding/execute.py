@@ -19,6 +19,9 @@ from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Quer
 if TYPE_CHECKING:
     from flash_decoding.kernels.repeat import Repeat
 
+ALIGNMENT = 16
+"""Triton looks whether addresses, in bytes, and strides, in elements, are multiples of it."""
+
 
 def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse: bool) -> Problem:
     """The call in plain numbers, for the planner."""
@@ -40,7 +43,14 @@ def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse
         dense=cache.dense and not queries.is_ragged and all(x is None for x in indirect),
         return_lse=return_lse,
         ragged=queries.is_ragged,
+        masked=cache.key_mask is not None,
+        aligned=_is_aligned(cache.k) and _is_aligned(cache.v),
     )
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether the compiler knows that vectors begin at multiples of 16 bytes."""
+    return x.data_ptr() % ALIGNMENT == 0 and all(stride % ALIGNMENT == 0 for stride in x.stride()[:-1])
 
 
 def attention(
@@ -94,9 +104,9 @@ def run_kernels(
     kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
-    from flash_decoding.kernels import combine
+    from flash_decoding.kernels import balanced, combine
 
-    attend, balanced = _kernels(roles=plan.roles)
+    attend = _even_kernel(roles=plan.roles)
 
     q = queries.q
     heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
@@ -137,13 +147,15 @@ def run_kernels(
     return out, lse
 
 
-def _kernels(*, roles: bool) -> tuple[Any, Any]:
-    """The kernels of even splits and of equal runs: by warps with roles, or by warps that do everything."""
+def _even_kernel(*, roles: bool) -> Any:
+    """The kernel of even splits: by warps with roles, or by warps that do everything."""
     if roles:
-        from flash_decoding.kernels.roles import attend, balanced
-    else:
-        from flash_decoding.kernels import attend, balanced
-    return attend, balanced
+        from flash_decoding.kernels.roles import attend as with_roles
+
+        return with_roles
+    from flash_decoding.kernels import attend
+
+    return attend
 
 
 def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
@@ -158,7 +170,10 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     problem = problem_of(queries, cache, options, return_lse=True)
     hardware = Hardware.of(queries.q.device)
     overlaps = hardware.overlaps_launches
-    plans = [Plan("flash_attention", "triton", t, 1, 0, (), overlaps) for t in tiles_for(problem, hardware)]
+    plans = [
+        Plan("flash_attention", "triton", tile, 1, 0, (), overlaps, roles=roles)
+        for tile, roles in tiles_for(problem, hardware)
+    ]
     plans += [
         dataclasses.replace(plan, kind="flash_decoding", num_splits=splits)
         for plan, splits in itertools.product(plans, (2, FEW_SPLITS + 1))  # few and many combine differently

@@ -235,6 +235,10 @@ class Problem:
     return_lse: bool = True
     ragged: bool = False
     """Sequences have different q_len; ``q_len`` is the longest."""
+    masked: bool = False
+    """A key mask takes slots away."""
+    aligned: bool = True
+    """Every key and every value begins at a multiple of 16 bytes, as Triton can tell by their strides."""
 
     @property
     def group(self) -> int:
@@ -289,5 +293,6 @@ class Plan:
     overlap: bool = False
     """Kernels start while the one before them ends (programmatic dependent launch)."""
     balanced: bool = False
-    roles: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
+    roles: bool = False
+    """Some warps only load, the others only multiply."""

@@ -30,28 +30,22 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     num_runs: tl.tensor,
     batch: tl.tensor,
     capacity: tl.tensor,
-    BLOCK: tl.constexpr,  # noqa: N803 - a compile-time constant
+    BLOCK: tl.constexpr,  # noqa: N803 - compile-time constants
+    AMONG_FEW: tl.constexpr,  # noqa: N803 - as well
 ) -> None:
     pid = tl.program_id(0)
+    lanes = tl.arange(0, runs.BATCH)
+    _, tiles = runs.tiles_of(
+        lanes, batch, seqlens_ptr, None, None, 1, 0, capacity, -1, -1, 1, BLOCK, False, False
+    )
     if pid < num_runs:
-        b, before, size, total, extra = runs.find(
-            pid,
-            num_runs,
-            batch,
-            seqlens_ptr,
-            None,
-            None,
-            1,
-            0,
-            capacity,
-            -1,
-            -1,
-            True,
-            1,
-            BLOCK,
-            False,
-            False,
-        )
+        if AMONG_FEW:
+            b, before, size, total, extra = runs.find_among_few(pid, num_runs, batch, lanes, tiles, BLOCK)
+        else:
+            b, before, size, total, extra = runs.find(
+                pid, num_runs, batch, seqlens_ptr, None, None, 1, 0, capacity, -1, -1, lanes, tiles, True, 1,
+                BLOCK, False, False,
+            )  # fmt: skip
         tl.store(found_ptr + pid * 5, b)
         tl.store(found_ptr + pid * 5 + 1, before)
         tl.store(found_ptr + pid * 5 + 2, size)
@@ -65,13 +59,15 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
         tl.store(parts_ptr + pid * 2 + 1, count)
 
 
-def walk(lengths: list[int], num_runs: int) -> tuple[list[list[Part]], list[range]]:
+def walk(
+    lengths: list[int], num_runs: int, *, among_few: bool = False
+) -> tuple[list[list[Part]], list[range]]:
     """The parts of every run as the attention kernel goes along, and those that the combine looks for."""
     batch = len(lengths)
     found = torch.zeros(num_runs, 5, dtype=torch.int32, device=DEVICE)
     parts = torch.zeros(batch, 2, dtype=torch.int32, device=DEVICE)
     seqlens = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
-    find_kernel[(max(num_runs, batch),)](found, parts, seqlens, num_runs, batch, CAPACITY, BLOCK_N)
+    find_kernel[(max(num_runs, batch),)](found, parts, seqlens, num_runs, batch, CAPACITY, BLOCK_N, among_few)
     tiles = [-(-length // BLOCK_N) for length in lengths]
     written = [_run(run, row, tiles) for run, row in enumerate(found.tolist())]
     return written, [range(first, first + count) for first, count in parts.tolist()]
@@ -91,6 +87,8 @@ def _run(run: int, found: list[int], tiles: list[int]) -> list[Part]:
 
 def check(lengths: list[int], num_runs: int) -> list[list[Part]]:
     by_run, looked_for = walk(lengths, num_runs)
+    if len(lengths) <= runs.BATCH.value:
+        assert walk(lengths, num_runs, among_few=True)[0] == by_run
     parts = [part for run in by_run for part in run]
     assert len({number for number, _, _ in parts}) == len(parts), "no two write to one place"
     for b, length in enumerate(lengths):

@@ -65,8 +65,8 @@ def test_a_split_never_makes_more_programs_than_the_gpu_holds(programs: int, til
 
 @given(problems(), GPUS)
 def test_tiles_fit_the_gpu(problem: Problem, hardware: Hardware) -> None:
-    for tile in tiles_for(problem, hardware):
-        assert smem_bytes(problem, tile) <= hardware.smem_bytes
+    for tile, roles in tiles_for(problem, hardware):
+        assert smem_bytes(problem, tile, roles=roles) <= hardware.smem_bytes
         assert tile.block_n >= 16
 
 

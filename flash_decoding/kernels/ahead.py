@@ -12,12 +12,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, load
+from flash_decoding.kernels import keys, load, runs
 from flash_decoding.kernels.load import VIA_L2
 
 FEW_TILES = tl.constexpr(4)
 """Splits of so many tiles ask for all of their first one. Longer ones ask for its first key: more of them at
 once would only make their first tiles arrive together, and late."""
+
+SLOTS_OF_A_RUN = tl.constexpr(64)
+"""Slots that a run asks for: looking for where it begins takes time, in which the memory would do nothing."""
 
 
 @triton.jit
@@ -81,24 +84,55 @@ def ask(
 
 
 @triton.jit
-def guess(
+def find_run(
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
     k_strides: tl.tuple,
     v_strides: tl.tuple,
-    cache_row: tl.tensor,
-    head_kv: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    cache_batch_idx_ptr: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    q_len: tl.tensor,
+    new_tokens: tl.tensor,
     capacity: tl.tensor,
-    lanes: tl.tensor,
-    k_lines: tl.tensor,
-    v_lines: tl.tensor,
+    cache_rows: tl.tensor,
+    batch: tl.tensor,
+    run: tl.tensor,
+    num_runs: tl.tensor,
+    head_kv: tl.tensor,
+    GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
-) -> None:
-    """Ask for the first keys and values of a contiguous cache before the length is there that allows them."""
-    slots = tl.minimum(lanes, tl.maximum(capacity - 1, 0)).to(tl.int64)
-    head = tl.cast(head_kv, tl.int64)
-    k_rows = cache_row * k_strides[0] + slots * k_strides[1]
-    v_rows = cache_row * v_strides[0] + slots * v_strides[1]
-    load.prefetch(k_ptr + head * k_strides[2], k_rows, k_lines, HEAD_DIM)
-    load.prefetch(v_ptr + head * v_strides[2], v_rows, v_lines, HEAD_DIM_V)
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+) -> tl.tuple:
+    """Where a run begins as far as can be told, and ask for what it reads first.
+
+    Returns:
+        As :func:`runs.find`, of ``runs.BATCH`` sequences at most; and their tiles, from which it follows.
+    """
+    lanes = tl.arange(0, runs.BATCH)
+    origins, tiles = runs.tiles_of(
+        lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
+        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
+    )  # fmt: skip
+    b, before, size, all_tiles, extra = runs.find_among_few(run, num_runs, batch, lanes, tiles, BLOCK_N)
+    if PAGE_SIZE == 0:
+        origin = tl.sum(tl.where(lanes == b, origins, 0), 0)
+        first = runs.tile_at(origin, run * size - before, extra) * BLOCK_N
+        slots = tl.minimum(first + tl.arange(0, SLOTS_OF_A_RUN), capacity - 1).to(tl.int64)
+        row = load.cache_row(tl.minimum(b, batch - 1), cache_batch_idx_ptr, cache_rows, VIA_L2)
+        head = tl.cast(head_kv, tl.int64)
+        k_rows = row * k_strides[0] + slots * k_strides[1]
+        v_rows = row * v_strides[0] + slots * v_strides[1]
+        k_lines, v_lines = load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV)
+        load.prefetch(k_ptr + head * k_strides[2], k_rows, k_lines, HEAD_DIM)
+        load.prefetch(v_ptr + head * v_strides[2], v_rows, v_lines, HEAD_DIM_V)
+    return b, before, size, all_tiles, extra, tiles

@@ -114,13 +114,12 @@ def attend_kernel(
         # an address for each key, and no registers left.
         if PAGE_SIZE % BLOCK_N == 0:
             if num_splits > 1:
-                bits: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth
                 ahead.ask(
                     k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
                     cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
                     capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv,
-                    split, tl.arange(0, BLOCK_N), tl.arange(0, load.lines_of(BLOCK_D, bits)),
-                    tl.arange(0, load.lines_of(BLOCK_DV, bits)), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M,
+                    split, tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D),
+                    load.lines_of(v_ptr, BLOCK_DV), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M,
                     BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
                 )  # fmt: skip
         overlap.wait_for_the_kernel_before()
@@ -149,7 +148,9 @@ def attend_kernel(
         SOFTCAP,
     )  # fmt: skip
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, tl.arange(0, BLOCK_DV), HEAD_DIM_V)
+    store_out(
+        out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, tl.arange(0, BLOCK_DV), HEAD_DIM_V
+    )
     if lse_ptr is not None:
         strides = (lse_sequence, lse_head, lse_token)
         offset = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_split

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import attend, keys, overlap, repeat, runs, softmax
+from flash_decoding.kernels import ahead, attend, keys, overlap, repeat, runs, softmax
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import store_out
 
@@ -77,9 +77,6 @@ def attend_balanced_kernel(
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    if OVERLAP:
-        overlap.wait_for_the_kernel_before()
-        overlap.let_the_next_kernel_start()
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
     head_kv = pid // row_tiles % HEADS_KV
@@ -87,10 +84,29 @@ def attend_balanced_kernel(
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     run = pid // (row_tiles * HEADS_KV)
-    b, before, size, all_tiles, extra = runs.find(
-        run, num_runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-        new_tokens, capacity, window_left, window_right, tl.arange(0, runs.BATCH), True, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+    lanes = tl.arange(0, runs.BATCH)
+    if OVERLAP:
+        b, before, size, all_tiles, extra, early = ahead.find_run(
+            k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr,
+            cache_batch_idx_ptr, window_left, window_right, max_q_len, new_tokens, capacity, cache_rows,
+            batch, run, num_runs, head_kv, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        overlap.wait_for_the_kernel_before()
+        overlap.let_the_next_kernel_start()
+    _, now = runs.tiles_of(
+        lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity,
+        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
+    again = True
+    if OVERLAP:  # what was found early holds, unless the kernel before changed a length
+        again = (batch > runs.BATCH) | (tl.max((now != early).to(tl.int32), 0) > 0)
+    if again:
+        b, before, size, all_tiles, extra = runs.find(
+            run, num_runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
+            new_tokens, capacity, window_left, window_right, lanes, now, True, GROUP, BLOCK_N, BOUND_LEFT,
+            BOUND_RIGHT,
+        )  # fmt: skip
     at = run * size
     stop = tl.minimum(at + size, all_tiles)
     while at < stop:
@@ -116,7 +132,14 @@ def attend_balanced_kernel(
             BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
         )  # fmt: skip
         part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
-        store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, tl.arange(0, BLOCK_DV), HEAD_DIM_V)
+        store_out(
+            out_ptr,
+            acc / softmax.denominator(total)[:, None],
+            part_row,
+            in_q,
+            tl.arange(0, BLOCK_DV),
+            HEAD_DIM_V,
+        )
         tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
         at = until
         before += tiles + extra

@@ -80,10 +80,11 @@ LINE_BITS = tl.constexpr(1024)
 """A line of the L2 cache."""
 
 
-@triton.constexpr_function
-def lines_of(columns: int, bits: int) -> int:
-    """Lines that so many elements of so many bits lie in."""
-    return max(1, columns * bits // LINE_BITS.value)
+@triton.jit
+def lines_of(base_ptr: tl.tensor, BLOCK_COLS: tl.constexpr) -> tl.tensor:
+    """0 to the lines that so many elements lie in."""
+    bits: tl.constexpr = BLOCK_COLS * base_ptr.dtype.element_ty.primitive_bitwidth
+    return tl.arange(0, (bits + LINE_BITS - 1) // LINE_BITS)
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def prefetch(base_ptr: tl.tensor, rows: tl.tensor, lines: tl.tensor, COLS: tl.co
     Args:
         base_ptr: where row 0 begins.
         rows: offsets of the rows, in elements.
-        lines: 0 to :func:`lines_of`; none of them is taken to begin beyond COLS elements.
+        lines: as by :func:`lines_of`; none of them is taken to begin beyond COLS elements.
         COLS: elements of a row.
     """
     line: tl.constexpr = LINE_BITS // base_ptr.dtype.element_ty.primitive_bitwidth

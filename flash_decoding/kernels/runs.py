@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys
+from flash_decoding.kernels.load import VIA_L1
 
 BATCH = tl.constexpr(128)
 """Sequences looked at together."""
@@ -57,18 +58,21 @@ def tiles_of(
     BLOCK_N: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
+    VIA: tl.constexpr = VIA_L1,
 ) -> tl.tuple:
     """First tile that any query of each sequence sees, and how many; -1 from ``batch`` on."""
     inside = sequences < batch
-    length = tl.maximum(tl.load(cache_seqlens_ptr + sequences, mask=inside, other=0), 0)
+    length = tl.load(cache_seqlens_ptr + sequences, mask=inside, other=0, cache_modifier=VIA)
+    length = tl.maximum(length, 0)
     end = tl.minimum(length + new_tokens, capacity)
     first = end * 0  # of its shape, in both of Triton's languages
     if cache_leftpad_ptr is not None:
-        first = tl.maximum(tl.load(cache_leftpad_ptr + sequences, mask=inside, other=0), 0)
+        first = tl.load(cache_leftpad_ptr + sequences, mask=inside, other=0, cache_modifier=VIA)
+        first = tl.maximum(first, 0)
     tokens = q_len
     if cu_seqlens_q_ptr is not None:
-        start = tl.load(cu_seqlens_q_ptr + sequences, mask=inside, other=0)
-        stop = tl.load(cu_seqlens_q_ptr + sequences + 1, mask=inside, other=0)
+        start = tl.load(cu_seqlens_q_ptr + sequences, mask=inside, other=0, cache_modifier=VIA)
+        stop = tl.load(cu_seqlens_q_ptr + sequences + 1, mask=inside, other=0, cache_modifier=VIA)
         tokens = tl.minimum(stop - start, q_len)
     lo, hi = keys.visible_slots(
         0, tokens, first, end, window_left, window_right, GROUP, ANY_ROW, BOUND_LEFT, BOUND_RIGHT
@@ -128,6 +132,30 @@ def passed_by(
 
 
 @triton.jit
+def summed(tiles: tl.tensor) -> tl.tuple:
+    """Tiles of some sequences together, of the shortest, and of the longest."""
+    most = tl.max(tiles, 0)
+    return tl.sum(tl.maximum(tiles, 0), 0), tl.min(tl.where(tiles < 0, most, tiles), 0), most
+
+
+@triton.jit
+def find_among_few(
+    run: tl.tensor,
+    runs: tl.tensor,
+    batch: tl.tensor,
+    lanes: tl.tensor,
+    tiles: tl.tensor,
+    BLOCK_N: tl.constexpr,
+) -> tl.tuple:
+    """As :func:`find` of a run, from the tiles of all sequences at hand: BATCH at most."""
+    total, least, most = summed(tiles)
+    size, extra = size_of(total, least, most, runs, batch, BLOCK_N)
+    counted = tl.where(tiles < 0, 0, tiles + extra)
+    sequence, before, _ = passed_by(run, run * size, 0, lanes, counted, True)
+    return sequence, before, size, total + batch * extra, extra
+
+
+@triton.jit
 def find(
     target: tl.tensor,
     runs: tl.tensor,
@@ -141,6 +169,7 @@ def find(
     window_left: tl.tensor,
     window_right: tl.tensor,
     lanes: tl.tensor,
+    first: tl.tensor,
     BY_RUN: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -150,18 +179,14 @@ def find(
     """Where a run begins, or a sequence does.
 
     Args:
-        lanes: 0 to BATCH, laid out as the caller's warps are to look at sequences.
+        lanes: 0 to BATCH.
+        first: tiles of these sequences, by :func:`tiles_of`.
 
     Returns:
         The sequence that run ``target`` begins in (``target`` itself unless BY_RUN), what is counted before
         it, the tiles of a run, what is counted of all sequences, and how many more each counts than it has.
     """
-    _, first = tiles_of(
-        lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
-        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
-    )  # fmt: skip
-    total, most = tl.sum(tl.maximum(first, 0), 0), tl.max(first, 0)
-    least = tl.min(tl.where(first < 0, most, first), 0)
+    total, least, most = summed(first)
     for start in range(BATCH, batch, BATCH):
         _, tiles = tiles_of(
             start + lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens,
@@ -203,9 +228,14 @@ def parts_of(
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
     """First part of sequence b among all, and how many it has."""
+    lanes = tl.arange(0, BATCH)
+    _, first = tiles_of(
+        lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
+        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+    )  # fmt: skip
     _, before, size, _, extra = find(
         b, runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
-        window_left, window_right, tl.arange(0, BATCH), False, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        window_left, window_right, lanes, first, False, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     _, tiles = tiles_of(
         b, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,

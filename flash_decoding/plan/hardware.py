@@ -8,6 +8,9 @@ import torch
 
 from flash_decoding.errors import InvalidInput
 
+GLUON = frozenset({(3, 6)})
+"""Versions of Triton whose Gluon the kernels of warps with roles ran under; it is experimental there."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -25,6 +28,8 @@ class Hardware:
     capability: tuple[int, int]
     bandwidth: float
     l2_bytes: int = 0
+    triton: tuple[int, int] = (3, 6)
+    """Version of Triton that compiles for it."""
 
     @property
     def overlaps_launches(self) -> bool:
@@ -35,6 +40,11 @@ class Hardware:
     def multiplies_by_warpgroup(self) -> bool:
         """Matrix units that read shared memory: Hopper's, and those of Blackwell in data centres."""
         return self.backend == "cuda" and self.capability[0] in (9, 10)
+
+    @property
+    def gives_warps_roles(self) -> bool:
+        """Warps of one program can differ in code and registers, and Triton at hand knows how to say so."""
+        return self.backend == "cuda" and self.capability == (9, 0) and self.triton in GLUON
 
     @classmethod
     def of(cls, device: torch.device) -> Hardware:
@@ -75,7 +85,18 @@ def _query(properties: torch._C._CudaDeviceProperties) -> Hardware:
         capability=(properties.major, properties.minor),
         bandwidth=bandwidth,
         l2_bytes=properties.L2_cache_size,
+        triton=_triton_version(),
     )
+
+
+def _triton_version() -> tuple[int, int]:
+    """Major and minor version of Triton; (0, 0) without it."""
+    try:
+        import triton
+    except ImportError:
+        return 0, 0
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 KIB, MIB, TB = 1024, 1024**2, 1e12

@@ -8,11 +8,13 @@ from functools import lru_cache
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, choose_num_splits, tiles_in
 from flash_decoding.plan.tiles import (
+    choose_roles_tile,
     choose_tile,
     invariant_regime_of,
     regime_of,
     residents,
     row_tiles,
+    suits_roles,
 )
 from flash_decoding.plan.variants import choose_variant
 from flash_decoding.spec import Kind, Plan, Problem, Tile
@@ -60,7 +62,9 @@ def make_plan(
 
 def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
     """As many splits of each sequence as give every multiprocessor a program, or as many as asked for."""
-    tile = choose_tile(problem, hardware, regime_of(problem, hardware))
+    regime = regime_of(problem, hardware)
+    roles = suits_roles(problem, hardware, regime)
+    tile = choose_roles_tile(problem, regime) if roles else choose_tile(problem, hardware, regime)
     slots = hardware.sm_count * (residents(problem, tile, hardware) if problem.page_size else 1)
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
@@ -73,7 +77,7 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
             f"{programs} programs without a split, {slots} wanted for {hardware.sm_count} multiprocessors, "
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
-    return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), hardware.overlaps_launches)
+    return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), hardware.overlaps_launches, roles=roles)
 
 
 def choose_runs(problem: Problem, hardware: Hardware) -> int:

@@ -1,6 +1,6 @@
-"""Attention by warps with roles: some only load, the others only multiply. For Hopper, in Gluon.
+"""Even splits of a contiguous cache by warps with roles: some only load, the others only multiply.
 
-The same algebra, tiles and results as the portable kernels, which do everything by every warp: there a warp
-that waits for a product asks for no keys meanwhile. Here loaders run ahead as far as the ring of buffers in
-shared memory reaches, across the parts of a run too.
+For Hopper, in Gluon. The portable kernel has every warp do everything: a warp that waits for a product asks
+for no keys meanwhile. Here loaders run ahead of the multipliers as far as a ring of buffers reaches. Splits,
+scores and the algebra of states are the portable kernel's own functions, for Gluon calls what Triton calls.
 """

@@ -1,11 +1,8 @@
-"""Warps with roles, one part for each program: even splits, as in :mod:`flash_decoding.kernels.attend`.
-
-Grid (one dimension): row tiles, key/value heads, splits, sequences, fastest first.
-"""
+"""The kernel of warps with roles; grid, arguments and results as in :mod:`flash_decoding.kernels.attend`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import triton
 from triton.experimental import gluon
@@ -14,7 +11,7 @@ from triton.experimental.gluon import language as gl
 from flash_decoding.kernels import ahead, attend, keys, load, overlap, repeat, softmax
 from flash_decoding.kernels.roles import ring
 from flash_decoding.kernels.roles.loading import load_part
-from flash_decoding.kernels.roles.multiplying import MULTIPLIERS, multiply_part, product_layout, rows_of
+from flash_decoding.kernels.roles.multiplying import MULTIPLIERS, PRODUCT, multiply_part, rows_of
 from flash_decoding.kernels.rows import lse_offset, store_out
 
 if TYPE_CHECKING:
@@ -25,48 +22,59 @@ if TYPE_CHECKING:
 LOADERS = 4
 """Warps that load."""
 
-GUESS = int(__import__("os").environ.get("GUESS", "32"))
-LOADER_REGISTERS = 152
-"""Registers of a loader's thread; what is left is the multipliers'."""
+REGISTERS, REGISTERS_OF_LOADERS = 128, 96
+"""Of a thread, and of one that loads: what those leave, the multipliers have. With so few there is room on a
+multiprocessor for the combine, and for the next call's programs, before this one's have ended."""
+
+MORE_REGISTERS, MORE_REGISTERS_OF_LOADERS = 168, 104
+"""The same for wide heads and for options on scores, which would spill."""
+
+
+@gluon.jit
+def lines_of(base_ptr: gl.tensor, BLOCK_COLS: gl.constexpr, threads: gl.constexpr) -> gl.tensor:
+    """As :func:`load.lines_of`, laid out for some threads."""
+    bits: gl.constexpr = BLOCK_COLS * base_ptr.dtype.element_ty.primitive_bitwidth
+    count: gl.constexpr = (bits + load.LINE_BITS - 1) // load.LINE_BITS
+    return gl.arange(0, count, gl.SliceLayout(0, threads))
 
 
 @gluon.jit(do_not_specialize=[*attend.SIZES, *attend.STRIDES, *attend.TABLES])
-def attend_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    lse_ptr,
-    q_strides,  # token of the batch, token, head
-    k_strides,  # page, slot, head
-    v_strides,
-    cache_seqlens_ptr,
-    cache_leftpad_ptr,
-    key_mask_ptr,  # always None, as the next two: the planner leaves masks to the portable kernel
-    key_mask_stride,
-    key_mask_columns,
-    cache_batch_idx_ptr,
-    block_table_ptr,
-    cu_seqlens_q_ptr,
-    alibi_ptr,
-    alibi_strides,
-    sinks_ptr,
-    scale,
-    softcap,
-    window_left,
-    window_right,
-    max_q_len,
-    new_tokens,
-    capacity,
-    pool_pages,
-    cache_rows,
-    table_stride,
-    lse_sequence,
-    lse_head,
-    lse_token,
-    lse_split,
-    num_splits,
-    split_tiles,
+def attend_roles_kernel(
+    q_ptr: gl.tensor,
+    k_ptr: gl.tensor,
+    v_ptr: gl.tensor,
+    out_ptr: gl.tensor,
+    lse_ptr: gl.tensor,
+    q_strides: gl.tuple,  # token of the batch, token, head
+    k_strides: gl.tuple,  # row of the cache, slot, head
+    v_strides: gl.tuple,
+    cache_seqlens_ptr: gl.tensor,
+    cache_leftpad_ptr: gl.tensor,
+    key_mask_ptr: gl.tensor,  # None, as the next two: the planner leaves masks to the portable kernel
+    key_mask_stride: gl.tensor,
+    key_mask_columns: gl.tensor,
+    cache_batch_idx_ptr: gl.tensor,
+    block_table_ptr: gl.tensor,  # None: it leaves pages to it, too
+    cu_seqlens_q_ptr: gl.tensor,
+    alibi_ptr: gl.tensor,
+    alibi_strides: gl.tuple,
+    sinks_ptr: gl.tensor,
+    scale: gl.tensor,
+    softcap: gl.tensor,
+    window_left: gl.tensor,
+    window_right: gl.tensor,
+    max_q_len: gl.tensor,
+    new_tokens: gl.tensor,
+    capacity: gl.tensor,
+    pool_pages: gl.tensor,
+    cache_rows: gl.tensor,
+    table_stride: gl.tensor,
+    lse_sequence: gl.tensor,
+    lse_head: gl.tensor,
+    lse_token: gl.tensor,
+    lse_split: gl.tensor,
+    num_splits: gl.tensor,
+    split_tiles: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -83,11 +91,9 @@ def attend_kernel(
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr,
-    GUESS: gl.constexpr,
-):
-    k_ring, v_ring, k_barriers, v_barriers = ring.make(
-        k_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, STAGES, LOADERS
-    )
+) -> None:
+    k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
+    v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
     row_tiles = gl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = gl.program_id(0)
     row = pid % row_tiles * BLOCK_M
@@ -95,25 +101,15 @@ def attend_kernel(
     split = pid // (row_tiles * HEADS_KV) % num_splits
     b = pid // (row_tiles * HEADS_KV * num_splits)
     if OVERLAP:
-        bits: gl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth
-        asking: gl.constexpr = gl.BlockedLayout([1, 1], [16, 2], [MULTIPLIERS, 1], [1, 0])
-        k_lines = gl.arange(0, load.lines_of(BLOCK_D, bits), gl.SliceLayout(0, asking))
-        v_lines = gl.arange(0, load.lines_of(BLOCK_DV, bits), gl.SliceLayout(0, asking))
-        if num_splits > 1:
-            if PAGE_SIZE % BLOCK_N == 0:
-                tile = gl.arange(0, BLOCK_N, gl.SliceLayout(1, asking))
-                ahead.ask(
-                    k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
-                    cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
-                    capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv,
-                    split, tile, k_lines, v_lines, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, PAGE_SIZE,
-                    BOUND_LEFT, BOUND_RIGHT,
-                )  # fmt: skip
-        elif GUESS > 0:
-            some = gl.arange(0, GUESS, gl.SliceLayout(1, asking))
-            ahead.guess(
-                k_ptr, v_ptr, k_strides, v_strides, b.to(gl.int64), head_kv, capacity, some, k_lines,
-                v_lines, HEAD_DIM, HEAD_DIM_V,
+        if num_splits > 1:  # as in the portable kernel, and for its reasons
+            threads: gl.constexpr = gl.BlockedLayout([1, 1], [16, 2], [MULTIPLIERS, 1], [1, 0])
+            ahead.ask(
+                k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cache_batch_idx_ptr,
+                block_table_ptr, window_left, window_right, max_q_len, new_tokens, capacity, pool_pages,
+                cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv, split,
+                gl.arange(0, BLOCK_N, gl.SliceLayout(1, threads)), lines_of(k_ptr, BLOCK_D, threads),
+                lines_of(v_ptr, BLOCK_DV, threads), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, PAGE_SIZE,
+                BOUND_LEFT, BOUND_RIGHT,
             )  # fmt: skip
         overlap.wait_for_the_kernel_before()
         if num_splits > 1:
@@ -129,36 +125,33 @@ def attend_kernel(
     if split >= live_splits:
         return
     first_tile, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
-    k_base = k_ptr + head_kv.to(gl.int64) * k_strides[2]
-    v_base = v_ptr + head_kv.to(gl.int64) * v_strides[2]
-    cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
-    turn = 0
+    cache_row, head = load.cache_row(b, cache_batch_idx_ptr, cache_rows), head_kv.to(gl.int64)
+    k_row_ptr = k_ptr + (cache_row * k_strides[0] + head * k_strides[2])
+    v_row_ptr = v_ptr + (cache_row * v_strides[0] + head * v_strides[2])
     peak, total, acc = gl.warp_specialize(
         [
             (
                 multiply_part,
                 (
                     q_ptr, q_strides, cu_seqlens_q_ptr, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap,
-                    window_left, window_right, k_ring, v_ring, k_barriers, v_barriers, b, head_kv, row,
-                    q_start, q_len, end, lo, hi, first_tile, step, count, split == 0, turn, GROUP, HEAD_DIM,
-                    BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
+                    window_left, window_right, k_ring, v_ring, b, head_kv, row, q_start, q_len, end, lo, hi,
+                    first_tile, step, count, split == 0, GROUP, HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+                    BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
                 ),
             ),
             (
                 load_part,
                 (
-                    k_base, v_base, k_strides, v_strides, k_ring, v_ring, k_barriers, v_barriers,
-                    block_table_ptr, table_stride, pool_pages, cache_row, lo, hi, first_tile, step, count,
-                    turn, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE, STAGES, LOADERS,
+                    k_row_ptr, v_row_ptr, k_strides[1], v_strides[1], k_ring, v_ring, lo, hi, first_tile,
+                    step, count, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, STAGES, LOADERS,
                 ),
             ),
         ],
         [LOADERS],
         [LOADER_REGISTERS],
     )  # fmt: skip
-    acc_in: gl.constexpr = product_layout(BLOCK_M, BLOCK_DV)
-    token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, acc_in))
-    cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, acc_in))
+    token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
+    cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
     store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
     if lse_ptr is not None:
@@ -182,22 +175,18 @@ def launch(
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
     split_tiles = plan.split_tokens // plan.tile.block_n
     args = (*attend.inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits, split_tiles)
-    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan))
+    return repeat.launch(attend_roles_kernel, programs, args, constants(queries, cache, options, plan))
 
 
-def guessable(cache: KVCache, options: Options) -> bool:
-    """Whether the first key of a sequence is known before its length is."""
-    placed = (cache.block_table, cache.cache_batch_idx, cache.cache_leftpad)
-    return options.window_left < 0 and all(x is None for x in placed)
-
-
-def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, object]:
-    """What the kernel is compiled for, as for the portable one; and the ring."""
+def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, Any]:
+    """What the kernel is compiled for: as the portable one, and rings and registers."""
+    same = attend.constants(queries, cache, options, plan)
+    roomy = options.is_plain and max(same["BLOCK_D"], same["BLOCK_DV"]) <= 128
     return {
-        **attend.constants(queries, cache, options, plan),
+        **same,
         "num_stages": 1,
+        "maxnreg": REGISTERS if roomy else MORE_REGISTERS,
         "STAGES": plan.tile.num_stages,
         "LOADERS": LOADERS,
-        "LOADER_REGISTERS": LOADER_REGISTERS,
-        "GUESS": GUESS if guessable(cache, options) else 0,
+        "LOADER_REGISTERS": REGISTERS_OF_LOADERS if roomy else MORE_REGISTERS_OF_LOADERS,
     }
