@@ -204,10 +204,16 @@ def _keep(
     """Keep the launches of a call, where it has a kind and they can be repeated."""
     if kind is None or first is None:
         return
-    lse_shape = None if lse is None else lse.shape
-    repeats.keep(
-        kind, repeats.AttentionSteps(first, last, out.dtype, out.device, out.shape, lse_shape, *scratch)
+    floats, device = torch.float32, out.device
+    steps = repeats.AttentionSteps(
+        first,
+        last,
+        repeats.shell(out.shape, out.dtype, device),
+        None if lse is None else repeats.shell(lse.shape, floats, device),
+        None if last is None else repeats.shell((sum(scratch),), floats, device),
+        scratch[0] * floats.itemsize,
     )
+    repeats.keep(kind, steps)
 
 
 def _new(queries: Queries, *shape: int) -> Tensor:

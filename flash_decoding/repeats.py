@@ -87,35 +87,40 @@ class AttentionSteps:
     attend: Repeat
     combine: Repeat | None
     """None where there is nothing to combine; then there is no scratch either."""
-    dtype: torch.dtype
-    device: torch.device
-    out_shape: tuple[int, ...]
-    lse_shape: tuple[int, ...] | None
+    out: Tensor
+    """What the result looks like, without memory; so are the others."""
+    lse: Tensor | None = None
     """None where nobody asked for the LSE."""
-    part_floats: int = 0
-    part_lse_floats: int = 0
+    scratch: Tensor | None = None
+    """Parts and their LSEs, one behind the other."""
+    part_bytes: int = 0
 
     def __call__(self, addresses: Addresses) -> tuple[Tensor, Tensor | None]:
         """Out, and the LSE where it is asked for, of another call of the kind."""
         q, k, v, seqlens, table, batch_idx, leftpad, mask, cu_q, alibi, sinks = addresses
-        # Sizes one by one: PyTorch takes a microsecond less to read them than a tuple.
-        out = torch.empty(*self.out_shape, dtype=self.dtype, device=self.device)
+        out = torch.empty_like(self.out)
         lse, lse_address = None, None
-        if self.lse_shape is not None:
-            lse = torch.empty(*self.lse_shape, dtype=torch.float32, device=self.device)
+        if self.lse is not None:
+            lse = torch.empty_like(self.lse)
             lse_address = lse.data_ptr()
         options = (seqlens, leftpad, mask, batch_idx, table, cu_q, alibi, sinks)
-        if self.combine is None:
+        if self.combine is None or self.scratch is None:
             self.attend(q, k, v, out.data_ptr(), lse_address, *options)
             return out, lse
         # One tensor for both: head_dim_v is a multiple of 8, so the second part is aligned as the first.
-        floats = self.part_floats + self.part_lse_floats
-        scratch = torch.empty(floats, dtype=torch.float32, device=self.device)
+        scratch = torch.empty_like(self.scratch)
         parts = scratch.data_ptr()
-        part_lse = parts + 4 * self.part_floats
+        part_lse = parts + self.part_bytes
         self.attend(q, k, v, parts, part_lse, *options)
         self.combine(parts, part_lse, out.data_ptr(), lse_address, seqlens, leftpad, cu_q)
         return out, lse
+
+
+def shell(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor without memory, to make others like it: PyTorch reads it faster than a shape and options."""
+    x = torch.empty(shape, dtype=dtype, device=device)
+    x.untyped_storage().resize_(0)
+    return x
 
 
 @dataclass(frozen=True)

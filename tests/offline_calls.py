@@ -75,7 +75,14 @@ def records() -> Iterator[dict[str, Any]]:
         checked.clear()
         again = launched(call)
         found = [*differing(after, first), *differing(again, first)]
-        yield {"call": name, "launches": len(first), "differs": found, "checked": len(checked)}
+        direct = all(launch["direct"] for _, launch in again)
+        yield {
+            "call": name,
+            "launches": len(first),
+            "differs": found,
+            "checked": len(checked),
+            "direct": direct,
+        }
 
 
 def hooked() -> dict[str, Any]:
@@ -90,7 +97,8 @@ def hooked() -> dict[str, Any]:
     silent = launched(lambda: fd.decode_attention(**arguments))
     names = [launch["metadata"]["name"] for _, launch in told]
     enters = [launch["enter"] is hook for _, launch in told]
-    return {"hooked": names, "enters": enters, "silent": [launch["enter"] for _, launch in silent]}
+    quiet = [[launch["enter"], launch["direct"]] for _, launch in silent]
+    return {"hooked": names, "enters": enters, "silent": quiet}
 
 
 def main() -> None:

@@ -71,6 +71,20 @@ def test_kinds_that_never_come_again_do_not_pile_up() -> None:
     assert len(kept) <= repeats.MAX_KEPT
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_results_are_made_like_a_shell_that_holds_no_memory(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        shell = repeats.shell((1, 3, 1, 8), torch.float16, torch.device("cpu"))
+    assert shell.untyped_storage().nbytes() == 0
+    ours, theirs = torch.empty_like(shell), torch.empty(1, 3, 1, 8, dtype=torch.float16)
+    assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
+    assert ours.untyped_storage().nbytes() == theirs.untyped_storage().nbytes()
+    assert not ours.is_inference()
+    assert ours.isnan().all()  # as of all new memory in tests
+    with torch.inference_mode():
+        assert torch.empty_like(shell).is_inference()
+
+
 def test_on_a_cpu_nothing_is_kept() -> None:
     q, k = torch.randn(1, 1, 2, 16), torch.randn(1, 8, 2, 16)
     fd.decode_attention(q, k, k)

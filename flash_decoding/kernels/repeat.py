@@ -2,12 +2,14 @@
 
 Triton's own launch looks at every argument of every call, to find the kernel that was compiled for such
 arguments: some 25 microseconds of the host's time. A caller who knows that nothing but addresses has changed
-hands them to the compiled kernel itself.
+hands them to the compiled kernel itself; or to what its launcher calls in turn, where that can be told.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from triton import knobs
@@ -16,6 +18,13 @@ from triton.runtime import driver
 STREAM, METADATA, EXIT_HOOK, FIRST = 3, 6, 8, 9
 """Places of a launcher's arguments: grid (3), stream, function, packed metadata, then what hooks are told and
 the two hooks, then the kernel's own. The same for every backend since Triton 3.4."""
+
+BLANK = 1 << 62
+"""This number and those above it stand for what changes from call to call: the stream, then the addresses.
+No size, stride or handle is as large."""
+
+SCRATCH = ("global_scratch_size", "profile_scratch_size")
+"""What a launcher knows of memory that a kernel needs beside its arguments: it is new for each launch."""
 
 
 class Repeat:
@@ -26,25 +35,73 @@ class Repeat:
     the same device, which is the current one, and multiples of 16 where there were such.
     """
 
-    __slots__ = ("_args", "_compiled", "_device", "_places", "_run")
+    __slots__ = ("_args", "_blanks", "_compiled", "_device", "_given", "_launch", "_stream_of")
 
-    def __init__(self, compiled: Any, programs: int, args: list[Any], places: tuple[int, ...]) -> None:
-        self._compiled, self._run = compiled, compiled.run
+    def __init__(self, compiled: Any, programs: int, args: Sequence[Any]) -> None:
+        """Keep a launch of so many programs.
+
+        Args:
+            compiled: what Triton launched.
+            programs: size of the grid, of one dimension.
+            args: of the kernel; ``BLANK + 1`` stands for the first address that a call brings, and so on.
+        """
+        self._compiled = compiled
         self._device = driver.active.get_current_device()
-        launch = (programs, 1, 1, None, compiled.function, compiled.packed_metadata, None, None, None)
-        self._args, self._places = [*launch, *args], tuple(FIRST + place for place in places)
+        self._stream_of = driver.active.get_current_stream
+        front = (programs, 1, 1, BLANK, compiled.function, compiled.packed_metadata, None, None, None)
+        self._given = [*front, *args]
+        self._launch, self._args = handed_on(compiled.run, self._given)
+        self._blanks = blanks(self._args)
 
     def __call__(self, *addresses: int | None) -> None:
         """Launch on the current stream, with the kernel's ``*_ptr`` in their order."""
+        hooks = knobs.runtime
+        if _listens(hooks.launch_enter_hook) or _listens(hooks.launch_exit_hook):
+            self._tell(addresses)
+            return
+        fill = (self._stream_of(self._device), *addresses)
         args = self._args.copy()
-        args[STREAM] = stream = driver.active.get_current_stream(self._device)
-        for place, address in zip(self._places, addresses, strict=True):
-            args[place] = address
-        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        if _listens(enter) or _listens(leave):
-            told = self._compiled.launch_metadata(tuple(args[:STREAM]), stream, *args[FIRST:])
-            args[METADATA : EXIT_HOOK + 1] = told, enter, leave
-        self._run(*args)
+        for place, number in self._blanks:
+            args[place] = fill[number]
+        self._launch(*args)
+
+    def _tell(self, addresses: tuple[int | None, ...]) -> None:
+        """Launch the way Triton does where hooks listen."""
+        fill = (self._stream_of(self._device), *addresses)
+        args = self._given.copy()
+        for place, number in blanks(args):
+            args[place] = fill[number]
+        told = self._compiled.launch_metadata(tuple(args[:STREAM]), fill[0], *args[FIRST:])
+        hooks = knobs.runtime
+        args[METADATA : EXIT_HOOK + 1] = told, hooks.launch_enter_hook, hooks.launch_exit_hook
+        self._compiled.run(*args)
+
+
+def handed_on(launcher: Any, given: list[Any]) -> tuple[Callable[..., object], list[Any]]:
+    """Where a launcher of Triton ends: a function in C, and all that it is given there.
+
+    It is asked once, with blanks, what it would call. A launcher of another make, or one that does more than
+    to pass its arguments on, is its own answer.
+
+    Args:
+        launcher: of a compiled kernel.
+        given: its arguments, some of them blank.
+    """
+    if "launch" not in getattr(launcher, "__dict__", {}) or any(getattr(launcher, x, 0) for x in SCRATCH):
+        return launcher, given
+    heard: list[list[Any]] = []
+    asked = copy.copy(launcher)
+    asked.launch = lambda *args: heard.append([*args])
+    asked(*given)
+    numbers = [sorted(number for _, number in blanks(args)) for args in (given, *heard)]
+    if len(heard) != 1 or numbers[0] != numbers[1]:
+        return launcher, given
+    return launcher.launch, heard[0]
+
+
+def blanks(args: list[Any]) -> list[tuple[int, int]]:
+    """Places of the blanks among arguments, and the number of each."""
+    return [(place, x - BLANK) for place, x in enumerate(args) if type(x) is int and x >= BLANK]
 
 
 def _listens(hook: Any) -> bool:
@@ -67,11 +124,11 @@ def launch(kernel: Any, programs: int, args: tuple[object, ...], constants: dict
     compiled = kernel[(programs,)](*args, **constants)
     if compiled is None:
         return None
-    places = _addresses(kernel)
     again = [*args, *(constants[name] for name in kernel.arg_names[len(args) :])]
-    for place in places:
-        again[place] = None  # a tensor kept here would never be freed
-    return Repeat(compiled, programs, again, places)
+    for number, place in enumerate(_addresses(kernel)):
+        if again[place] is not None:  # a tensor kept here would never be freed
+            again[place] = BLANK + 1 + number
+    return Repeat(compiled, programs, again)
 
 
 @functools.cache
