@@ -17,10 +17,15 @@ from flash_decoding import settings
 _TENSORS = frozenset({Tensor, torch.nn.Parameter, type(None)})
 
 # What the dispatcher does for every thread: place new tensors, count versions (not in inference mode).
-_EVERYDAY = (
+_NOT_EVERYDAY: int = ~(
     torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
     | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 ).raw_repr()
+
+# Looked up once: every call asks.
+_included = torch._C._dispatch_tls_local_include_set
+_torch_functions = torch._C._len_torch_function_stack
+_is_profiled = torch._C._autograd._profiler_enabled
 
 
 def is_alone(tensors: tuple[Any, ...]) -> bool:
@@ -42,11 +47,10 @@ def is_alone(tensors: tuple[Any, ...]) -> bool:
 
 def is_on_current_gpu(x: Tensor) -> bool:
     """True where Triton launches on the device of ``x`` as things are."""
-    return x.is_cuda and x.get_device() == torch.cuda.current_device()
+    # PyTorch's own question under torch.cuda.current_device, which first sees to it that there is a context.
+    return x.is_cuda and x.get_device() == torch._C._cuda_getDevice()
 
 
 def is_watched() -> bool:
     """True inside of modes, transforms, tracers and profilers, which are to see operators."""
-    included: int = torch._C._dispatch_tls_local_include_set().raw_repr()
-    functions: int = torch._C._len_torch_function_stack()
-    return included & ~_EVERYDAY != 0 or functions != 0 or torch._C._autograd._profiler_enabled()
+    return bool(_included().raw_repr() & _NOT_EVERYDAY or _torch_functions() or _is_profiled())

@@ -154,10 +154,34 @@ def test_a_repeated_append_writes_and_counts_its_version() -> None:
         assert all(cache._version > old for cache, old in zip(caches, before, strict=True))
 
 
-def test_what_was_kept_holds_no_memory() -> None:
-    attend(given("cuda"))
+@pytest.mark.parametrize("lse", [False, True])
+def test_what_was_kept_holds_no_memory(lse: bool) -> None:
+    arguments = given("cuda", return_lse=lse)
+    attend(arguments)
+    repeats.forget()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for _ in range(3):
-        attend(given("cuda"))
+        attend(arguments)
+    assert repeats._kept
     assert torch.cuda.memory_allocated() == before
+
+
+def test_results_of_a_kind_first_met_in_inference_mode_are_no_inference_tensors() -> None:
+    arguments = given("cuda")
+    with torch.inference_mode():
+        attend(arguments)
+    kinds = len(repeats._kept)
+    with torch.no_grad():
+        (out,) = attend(arguments)
+    assert len(repeats._kept) == kinds
+    assert not out.is_inference()
+
+
+def test_a_repetition_goes_past_the_python_of_the_launcher() -> None:
+    attend(given("cuda"))
+    (steps,) = repeats._kept.values()
+    assert isinstance(steps, repeats.AttentionSteps)
+    assert steps.combine is not None
+    for launch in (steps.attend, steps.combine):
+        assert launch._launch is launch._compiled.run.launch

@@ -55,8 +55,9 @@ class Repeat:
 
     def __call__(self, *addresses: int | None) -> None:
         """Launch on the current stream, with the kernel's ``*_ptr`` in their order."""
-        hooks = knobs.runtime
-        if _listens(hooks.launch_enter_hook) or _listens(hooks.launch_exit_hook):
+        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+        # Does a hook do anything? Triton 3.4 has none or one, later versions a chain that may be empty.
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
             self._tell(addresses)
             return
         fill = (self._stream_of(self._device), *addresses)
@@ -102,11 +103,6 @@ def handed_on(launcher: Any, given: list[Any]) -> tuple[Callable[..., object], l
 def blanks(args: list[Any]) -> list[tuple[int, int]]:
     """Places of the blanks among arguments, and the number of each."""
     return [(place, x - BLANK) for place, x in enumerate(args) if type(x) is int and x >= BLANK]
-
-
-def _listens(hook: Any) -> bool:
-    """Whether a hook does anything: Triton 3.4 has none or one, later versions a chain that may be empty."""
-    return bool(getattr(hook, "calls", hook))
 
 
 def launch(kernel: Any, programs: int, args: tuple[object, ...], constants: dict[str, Any]) -> Repeat | None:
