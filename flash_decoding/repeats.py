@@ -11,6 +11,7 @@ cache_batch_idx, cache_leftpad, key_mask, cu_seqlens_q, alibi_slopes, sinks; Non
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,7 @@ class AttentionSteps:
         return out, lse
 
 
+@functools.lru_cache(maxsize=MAX_KEPT)
 def shell(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor without memory, to make others like it: PyTorch reads it faster than a shape and options."""
     x = torch.empty(shape, dtype=dtype, device=device)

@@ -73,6 +73,7 @@ def test_kinds_that_never_come_again_do_not_pile_up() -> None:
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_results_are_made_like_a_shell_that_holds_no_memory(inference: bool) -> None:
+    repeats.shell.cache_clear()
     with torch.inference_mode(inference):
         shell = repeats.shell((1, 3, 1, 8), torch.float16, torch.device("cpu"))
     assert shell.untyped_storage().nbytes() == 0

@@ -50,8 +50,9 @@ class Repeat:
         self._stream_of = driver.active.get_current_stream
         front = (programs, 1, 1, BLANK, compiled.function, compiled.packed_metadata, None, None, None)
         self._given = [*front, *args]
-        self._launch, self._args = handed_on(compiled.run, self._given)
-        self._blanks = blanks(self._args)
+        self._launch: Callable[..., object] | None = None  # found when it is due: many calls come only once
+        self._args: list[Any] = []
+        self._blanks: list[tuple[int, int]] = []
 
     def __call__(self, *addresses: int | None) -> None:
         """Launch on the current stream, with the kernel's ``*_ptr`` in their order."""
@@ -60,11 +61,19 @@ class Repeat:
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
             self._tell(addresses)
             return
+        launch = self._launch or self._settle()
         fill = (self._stream_of(self._device), *addresses)
         args = self._args.copy()
         for place, number in self._blanks:
             args[place] = fill[number]
-        self._launch(*args)
+        launch(*args)
+
+    def _settle(self) -> Callable[..., object]:
+        """Find what there is to call: the launch itself last, for another thread may come by."""
+        launch, self._args = handed_on(self._compiled.run, self._given)
+        self._blanks = blanks(self._args)
+        self._launch = launch
+        return launch
 
     def _tell(self, addresses: tuple[int | None, ...]) -> None:
         """Launch the way Triton does where hooks listen."""
