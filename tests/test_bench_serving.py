@@ -187,5 +187,12 @@ def test_the_readme_shows_multiples_of_the_floor() -> None:
         "| gqa-32-8 | 10.0 | **1.20** | 1.50 | 2.00 | other |",
         "| ragged-16k-pages16 | 10.0 | **1.20** | 1.50 | - | - |",
         "",
-        "Host, us per eager call: decode_attention 12.3.",
+        "Host, us per eager call, at batch x length 1 x 64: decode_attention 12.3, another 8.0; "
+        "1 x 2048: another 9.0.",
     ]
+
+
+def test_the_readme_leaves_out_host_times_that_are_of_no_case() -> None:
+    told = example().to_json() | {"host_us": {"decode_attention": 59.1}}
+    assert table(told) == table(example().to_json() | {"host_us": {}})
+    assert "Host" not in table(told)
