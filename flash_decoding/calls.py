@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flash_decoding import eager, ops, repeats, validate
+
+TENSORS, LENGTHS = 11, 3
+"""How many tensors a call may have, and which of them says how many keys live."""
 
 
 def attend(
@@ -21,15 +26,25 @@ def attend(
         ragged: whether queries are packed.
     """
     kind = None
-    if type(window_size) is tuple and isinstance(tensors[3], Tensor) and eager.is_alone(tensors):
-        known_by = ("decode", *numbers, *window_size)
-        if repeats.are_numbers(known_by):
-            kind, addresses = repeats.kind_of(tensors, known_by)
+    # A compiler that traces this is told first: it is to see nothing of the rest.
+    if not torch.compiler.is_compiling() and type(window_size) is tuple:
+        known_by = (ragged, *numbers, *window_size)
+        types = (*map(type, tensors), *map(type, known_by))
+        if _has_kind(types) and eager.is_unwatched(tensors[0]):
+            kind, addresses = repeats.kind_of(tensors, known_by, types)
             steps = repeats.find(kind)
             if steps is not None:
                 out, lse = steps(addresses)
                 return out if lse is None else (out, lse)
     return _checked(tensors, numbers, window_size, ragged=ragged, kind=kind)
+
+
+@functools.lru_cache(maxsize=repeats.MAX_KEPT)
+def _has_kind(types: tuple[type, ...]) -> bool:
+    """True where arguments of these types, tensors first, are all that has to be known of a call."""
+    tensors, numbers = types[:TENSORS], types[TENSORS:]
+    lacks = type(None) in (tensors[0], tensors[LENGTHS])
+    return not lacks and eager.are_plain(tensors) and repeats.are_numbers(numbers)
 
 
 def _checked(

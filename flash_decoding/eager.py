@@ -7,6 +7,7 @@ else has a part, an operator may as well be a function.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from flash_decoding import settings
 
 _TENSORS = frozenset({Tensor, torch.nn.Parameter, type(None)})
 
-# What the dispatcher does for every thread: place new tensors, count versions (not in inference mode).
-_NOT_EVERYDAY: int = ~(
-    torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
-    | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
-).raw_repr()
+_PLACING, _COUNTING = (
+    torch._C.DispatchKeySet(key).raw_repr()
+    for key in (torch._C.DispatchKey.BackendSelect, torch._C.DispatchKey.ADInplaceOrView)
+)
+_EVERYDAY = frozenset({0, _PLACING, _COUNTING, _PLACING | _COUNTING})
+"""What the dispatcher does for every thread: place new tensors, count versions (not in inference mode)."""
 
 # Looked up once: every call asks.
 _included = torch._C._dispatch_tls_local_include_set
@@ -38,11 +40,19 @@ def is_alone(tensors: tuple[Any, ...]) -> bool:
     return (
         not torch.compiler.is_compiling()  # first: a compiler that traces this sees nothing of the rest
         and tensors[0] is not None
-        and _TENSORS.issuperset(map(type, tensors))
-        and is_on_current_gpu(tensors[0])
-        and not settings.is_checking()
-        and not is_watched()
+        and are_plain(map(type, tensors))
+        and is_unwatched(tensors[0])
     )
+
+
+def are_plain(types: Iterable[type]) -> bool:
+    """True of tensors, of none, and of nothing else that a caller may pass."""
+    return _TENSORS.issuperset(types)
+
+
+def is_unwatched(first: Tensor) -> bool:
+    """True where a call with plain tensors, this one first, is alone; not to be asked by a compiler."""
+    return is_on_current_gpu(first) and not settings.is_checking() and not is_watched()
 
 
 def is_on_current_gpu(x: Tensor) -> bool:
@@ -53,4 +63,4 @@ def is_on_current_gpu(x: Tensor) -> bool:
 
 def is_watched() -> bool:
     """True inside of modes, transforms, tracers and profilers, which are to see operators."""
-    return bool(_included().raw_repr() & _NOT_EVERYDAY or _torch_functions() or _is_profiled())
+    return _included().raw_repr() not in _EVERYDAY or _torch_functions() > 0 or _is_profiled()

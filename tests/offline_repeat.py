@@ -20,7 +20,7 @@ from triton.runtime import driver
 
 from flash_decoding import execute, repeats
 from flash_decoding.kernels import append
-from flash_decoding.kernels.repeat import SCRATCH
+from flash_decoding.kernels.repeat import SCRATCH, Chain
 from flash_decoding.plan import Hardware, make_plan
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Queries, Rotary
 from tests.offline_compile import CASES, TARGETS, Case, OfflineDriver, tensors
@@ -150,7 +150,8 @@ def append_twice(case: Case, hardware: Hardware) -> None:
     append.launch(*calls[1][:2], overlaps=hardware.overlaps_launches)
     if launched is None:
         raise AssertionError(f"{case.name}: nothing was kept")
-    repeats.AppendSteps(launched)(kind_of(calls[1][2])[1])
+    kind, addresses = kind_of(calls[1][2])
+    repeats.AppendSteps(Chain((launched, repeats.append_sources(kind))))(addresses)
 
 
 def compare(case: Case) -> Iterator[dict[str, Any]]:

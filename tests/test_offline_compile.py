@@ -46,10 +46,13 @@ def test_a_repeated_call_hands_the_driver_what_triton_would() -> None:
 
 
 def test_public_calls_hand_the_driver_the_same_however_often_they_are_made() -> None:
-    *calls, hooked = records_of("tests.offline_calls")
+    *calls, hooked, refused = records_of("tests.offline_calls")
     assert len(calls) > 20
     assert not [call for call in calls if call["differs"] or call["checked"] or not call["launches"]]
     assert all(call["direct"] for call in calls)
     assert {call["call"] for call in calls if call["launches"] == 1} == {"one split", "capacity of 1"}
     kernels = ["attend_kernel", "combine_kernel"]
     assert hooked == {"hooked": kernels, "enters": [True, True], "silent": [[None, True]] * 2}
+    assert refused["launched"] == 0
+    assert refused["refused"].pop("grad") == "Unsupported"
+    assert set(refused["refused"].values()) == {"InvalidInput"}

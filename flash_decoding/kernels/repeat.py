@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from triton import knobs
@@ -26,7 +27,11 @@ No size, stride or handle is as large."""
 SCRATCH = ("global_scratch_size", "profile_scratch_size")
 """What a launcher knows of memory that a kernel needs beside its arguments: it is new for each launch."""
 
+Settled = tuple[Callable[..., object], list[Any], list[tuple[int, int]]]
+"""What there is to call, its arguments, and which of them are filled in from where."""
 
+
+@dataclass(frozen=True)
 class Repeat:
     """A launch that has been made, but for its addresses.
 
@@ -35,56 +40,68 @@ class Repeat:
     the same device, which is the current one, and multiples of 16 where there were such.
     """
 
-    __slots__ = ("_args", "_blanks", "_compiled", "_device", "_given", "_launch", "_stream_of")
+    compiled: Any
+    """What Triton launched."""
+    given: list[Any]
+    """All that its launcher takes; ``BLANK`` is the stream, ``BLANK + 1`` the first ``*_ptr``, and so on."""
 
-    def __init__(self, compiled: Any, programs: int, args: Sequence[Any]) -> None:
-        """Keep a launch of so many programs.
+    def tell(self, fill: list[int | None], sources: Sequence[int]) -> None:
+        """Launch the way Triton does where hooks listen; arguments as of a chain."""
+        args = filled(self.given, placed(self.given, sources), fill)
+        told = self.compiled.launch_metadata(tuple(args[:STREAM]), args[STREAM], *args[FIRST:])
+        hooks = knobs.runtime
+        args[METADATA : EXIT_HOOK + 1] = told, hooks.launch_enter_hook, hooks.launch_exit_hook
+        self.compiled.run(*args)
 
-        Args:
-            compiled: what Triton launched.
-            programs: size of the grid, of one dimension.
-            args: of the kernel; ``BLANK + 1`` stands for the first address that a call brings, and so on.
-        """
-        self._compiled = compiled
+
+class Chain:
+    """Launches made again, one behind the other, on the stream that is current."""
+
+    __slots__ = ("_device", "_links", "_settled", "_stream_of")
+
+    def __init__(self, *links: tuple[Repeat, Sequence[int]]) -> None:
+        """Keep launches, and for each ``*_ptr`` of their kernels where in a ``fill`` it is found."""
+        self._links = links
         self._device = driver.active.get_current_device()
         self._stream_of = driver.active.get_current_stream
-        front = (programs, 1, 1, BLANK, compiled.function, compiled.packed_metadata, None, None, None)
-        self._given = [*front, *args]
-        self._launch: Callable[..., object] | None = None  # found when it is due: many calls come only once
-        self._args: list[Any] = []
-        self._blanks: list[tuple[int, int]] = []
+        self._settled: list[Settled] | None = None  # found when it is due: many calls come only once
 
-    def __call__(self, *addresses: int | None) -> None:
-        """Launch on the current stream, with the kernel's ``*_ptr`` in their order."""
+    def __call__(self, fill: list[int | None]) -> None:
+        """Launch all, with addresses from ``fill``, which is not kept."""
+        fill.append(self._stream_of(self._device))
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         # Does a hook do anything? Triton 3.4 has none or one, later versions a chain that may be empty.
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
-            self._tell(addresses)
+            for link, sources in self._links:
+                link.tell(fill, sources)
             return
-        launch = self._launch or self._settle()
-        fill = (self._stream_of(self._device), *addresses)
-        args = self._args.copy()
-        for place, number in self._blanks:
-            args[place] = fill[number]
-        launch(*args)
+        for launch, given, places in self._settled or self._settle():
+            args = given.copy()
+            for place, source in places:
+                args[place] = fill[source]
+            launch(*args)
 
-    def _settle(self) -> Callable[..., object]:
-        """Find what there is to call: the launch itself last, for another thread may come by."""
-        launch, self._args = handed_on(self._compiled.run, self._given)
-        self._blanks = blanks(self._args)
-        self._launch = launch
-        return launch
+    def _settle(self) -> list[Settled]:
+        """Find what there is to call: kept last, for another thread may come by."""
+        settled = []
+        for link, sources in self._links:
+            launch, args = handed_on(link.compiled.run, link.given)
+            settled.append((launch, args, placed(args, sources)))
+        self._settled = settled
+        return settled
 
-    def _tell(self, addresses: tuple[int | None, ...]) -> None:
-        """Launch the way Triton does where hooks listen."""
-        fill = (self._stream_of(self._device), *addresses)
-        args = self._given.copy()
-        for place, number in blanks(args):
-            args[place] = fill[number]
-        told = self._compiled.launch_metadata(tuple(args[:STREAM]), fill[0], *args[FIRST:])
-        hooks = knobs.runtime
-        args[METADATA : EXIT_HOOK + 1] = told, hooks.launch_enter_hook, hooks.launch_exit_hook
-        self._compiled.run(*args)
+
+def placed(args: list[Any], sources: Sequence[int]) -> list[tuple[int, int]]:
+    """Places of the blanks among arguments, and of what fills each; the stream comes last in a ``fill``."""
+    return [(place, sources[number - 1] if number else -1) for place, number in blanks(args)]
+
+
+def filled(args: list[Any], places: list[tuple[int, int]], fill: list[int | None]) -> list[Any]:
+    """Arguments without blanks."""
+    args = args.copy()
+    for place, source in places:
+        args[place] = fill[source]
+    return args
 
 
 def handed_on(launcher: Any, given: list[Any]) -> tuple[Callable[..., object], list[Any]]:
@@ -133,7 +150,8 @@ def launch(kernel: Any, programs: int, args: tuple[object, ...], constants: dict
     for number, place in enumerate(_addresses(kernel)):
         if again[place] is not None:  # a tensor kept here would never be freed
             again[place] = BLANK + 1 + number
-    return Repeat(compiled, programs, again)
+    front = (programs, 1, 1, BLANK, compiled.function, compiled.packed_metadata, None, None, None)
+    return Repeat(compiled, [*front, *again])
 
 
 @functools.cache
