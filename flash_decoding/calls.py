@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from flash_decoding import eager, ops, repeats, validate
 
@@ -27,11 +29,12 @@ def attend(
     """
     kind = None
     # A compiler that traces this is told first: it is to see nothing of the rest.
-    if not torch.compiler.is_compiling() and type(window_size) is tuple:
+    if not is_compiling() and type(window_size) is tuple:
         known_by = (ragged, *numbers, *window_size)
         types = (*map(type, tensors), *map(type, known_by))
-        if _has_kind(types) and eager.is_unwatched(tensors[0]):
-            kind, addresses = repeats.kind_of(tensors, known_by, types)
+        present = _present(types)
+        if present is not None and eager.is_unwatched(tensors[0]):
+            kind, addresses = repeats.kind_of_present(present(tensors), known_by, types)
             steps = repeats.find(kind)
             if steps is not None:
                 out, lse = steps(addresses)
@@ -40,11 +43,12 @@ def attend(
 
 
 @functools.lru_cache(maxsize=repeats.MAX_KEPT)
-def _has_kind(types: tuple[type, ...]) -> bool:
-    """True where arguments of these types, tensors first, are all that has to be known of a call."""
+def _present(types: tuple[type, ...]) -> Callable[[tuple[Any, ...]], tuple[Tensor, ...]] | None:
+    """Takes the tensors that there are out of all; None where a call of these types is known by no kind."""
     tensors, numbers = types[:TENSORS], types[TENSORS:]
-    lacks = type(None) in (tensors[0], tensors[LENGTHS])
-    return not lacks and eager.are_plain(tensors) and repeats.are_numbers(numbers)
+    places = [place for place, x in enumerate(tensors) if x is not type(None)]
+    has_kind = eager.are_plain(tensors) and repeats.are_numbers(numbers) and {0, LENGTHS} <= {*places}
+    return operator.itemgetter(*places) if has_kind else None
 
 
 def _checked(

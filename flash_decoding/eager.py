@@ -51,16 +51,20 @@ def are_plain(types: Iterable[type]) -> bool:
 
 
 def is_unwatched(first: Tensor) -> bool:
-    """True where a call with plain tensors, this one first, is alone; not to be asked by a compiler."""
-    return is_on_current_gpu(first) and not settings.is_checking() and not is_watched()
+    """True where a call with plain tensors, this one first, is alone; not to be asked by a compiler.
+
+    Modes, transforms, tracers and profilers are to see operators.
+    """
+    return (
+        is_on_current_gpu(first)
+        and not settings.is_checking()
+        and _included().raw_repr() in _EVERYDAY
+        and not _torch_functions()
+        and not _is_profiled()
+    )
 
 
 def is_on_current_gpu(x: Tensor) -> bool:
     """True where Triton launches on the device of ``x`` as things are."""
     # PyTorch's own question under torch.cuda.current_device, which first sees to it that there is a context.
     return x.is_cuda and x.get_device() == torch._C._cuda_getDevice()
-
-
-def is_watched() -> bool:
-    """True inside of modes, transforms, tracers and profilers, which are to see operators."""
-    return _included().raw_repr() not in _EVERYDAY or _torch_functions() > 0 or _is_profiled()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,24 +62,25 @@ def are_numbers(types: Iterable[type]) -> bool:
     return _NUMBERS.issuperset(types)
 
 
-def kind_of(
-    tensors: Iterable[Tensor | None], numbers: tuple[Any, ...], types: tuple[type, ...] | None = None
+def kind_of(tensors: Iterable[Tensor | None], numbers: tuple[Any, ...]) -> tuple[Kind, Addresses]:
+    """All that decides what a call launches and whether it is refused; and where its tensors lie."""
+    tensors = tuple(tensors)
+    types = (*map(type, tensors), *map(type, numbers))
+    return kind_of_present([x for x in tensors if x is not None], numbers, types)
+
+
+def kind_of_present(
+    given: Collection[Tensor], numbers: tuple[Any, ...], types: tuple[type, ...]
 ) -> tuple[Kind, Addresses]:
-    """All that decides what a call launches and whether it is refused; and where its tensors lie.
+    """The same of those tensors alone that there are, with the types of all tensors, then of the numbers.
 
     Functions in C go through the tensors, where Python would take half as long again.
-
-    Args:
-        tensors: of the call.
-        numbers: of the call.
-        types: of the tensors, then of the numbers, where they are at hand.
     """
-    given = [x for x in tensors if x is not None]
     addresses = [*map(_address_of, given)]
     aligned = functools.reduce(operator.or_, addresses, 0) % ALIGNMENT == 0
     kind = (
         # Which tensors there are; and 1 == 1.0 == True is not what the checks say of numbers.
-        types or (*map(type, tensors), *map(type, numbers)),
+        types,
         numbers,
         (*map(_facts_with_grad if _is_grad_recorded() else _facts, given),),
         (*map(_strides, given),),
@@ -154,7 +155,7 @@ OUT, LSE, PARTS, PART_LSE = -5, -4, -3, -2
 """Where these stand behind the addresses of a call's tensors; a stream is last."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AttentionSteps:
     """Launches of a call to attention, and the memory that they need."""
 

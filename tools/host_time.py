@@ -83,17 +83,20 @@ def stages(q: Tensor, k: Tensor, v: Tensor, seqlens: Tensor) -> Iterator[tuple[s
         repeats.forget()
         return ops.attention(*records, return_lse=False)[0]
 
-    types = (*map(type, tensors), *map(type, numbers))
     yield "operator, first call of a kind (compiled)", first
-    kind, addresses = repeats.kind_of(tensors, ("attention", *numbers))
-    kept = repeats.find(kind)
+    known_by = ("attention", *numbers)
+    types = (*map(type, tensors), *map(type, known_by))
+    kind, addresses = repeats.kind_of(tensors, known_by)
+    steps = repeats.find(kind)
+
+    def found() -> object:
+        return repeats.find(repeats.kind_of_present((q, k, v, seqlens), known_by, types)[0])
+
     yield "decode_attention", lambda: decode_attention(q, k, v, cache_seqlens=seqlens, causal=False)
-    yield "  whether it is watched", lambda: eager.is_unwatched(q)
-    yield "  kind", lambda: repeats.kind_of(tensors, numbers, types)
-    like_it, _ = repeats.kind_of(tensors, ("attention", *numbers))
-    yield "  looking it up", lambda: repeats.find(like_it)
-    if kept is not None:
-        yield "  outputs, scratch, launches", lambda: kept(addresses)
+    yield "  whether it is alone", lambda: eager.is_unwatched(q)
+    yield "  kind, and what was kept of it", found
+    if steps is not None:
+        yield "  outputs, scratch, launches", lambda: steps(addresses)
     yield "checks and records, where they are due", checks
     yield "attention on checked records", lambda: ops.attention(*records, return_lse=False)
     yield "the same, dispatched", lambda: torch.ops.flash_decoding.attention.default(*tensors, *numbers)
