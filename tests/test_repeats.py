@@ -106,9 +106,9 @@ def test_what_is_kept_anew_is_found() -> None:
 @pytest.mark.parametrize("make", [repeats.maker, repeats.filling_maker])
 @pytest.mark.parametrize("inference", [False, True])
 def test_results_are_made_like_a_layout(
-    make: Callable[[torch.device], repeats.Maker], inference: bool
+    device: torch.device, make: Callable[[torch.device], repeats.Maker], inference: bool
 ) -> None:
-    theirs = torch.zeros(1, 3, 1, 8, dtype=torch.float16)
+    theirs = torch.zeros(1, 3, 1, 8, dtype=torch.float16, device=device)
     with torch.inference_mode(inference):
         ours = make(theirs.device)(*repeats.Layout.of(theirs))
     assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
