@@ -91,7 +91,10 @@ def kind_of_present(
 
 
 def places_of(kind: Kind, tensors: int) -> list[int]:
-    """For each of the tensors of such a call, where its address stands among all; -1 if there is none."""
+    """For each of the tensors of such a call, where its address stands among all.
+
+    -1 of a tensor that it lacks: kernels got None in its place, so nobody asks for its address.
+    """
     present = [x is not type(None) for x in kind[0][:tensors]]
     return [sum(present[:number]) if present[number] else -1 for number in range(tensors)]
 
