@@ -71,9 +71,9 @@ def decode_attention(
         Unsupported: a tensor requires grad (there is no backward), or nothing here can run the call.
     """
     tensors = (
-        *(q, k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, cache_leftpad, key_mask),
-        *(None, alibi_slopes, sinks),
-    )
+        q, k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, cache_leftpad, key_mask, None,
+        alibi_slopes, sinks,
+    )  # fmt: skip
     return calls.attend(
         tensors, (0, softmax_scale, causal, softcap, num_splits, batch_invariant, return_lse), window_size
     )
@@ -120,9 +120,9 @@ def decode_attention_varlen(
         Unsupported: as in :func:`decode_attention`.
     """
     tensors = (
-        *(q, k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, cache_leftpad, key_mask),
-        *(cu_seqlens_q, alibi_slopes, sinks),
-    )
+        q, k_cache, v_cache, cache_seqlens, block_table, cache_batch_idx, cache_leftpad, key_mask,
+        cu_seqlens_q, alibi_slopes, sinks,
+    )  # fmt: skip
     numbers = (max_q_len, softmax_scale, causal, softcap, num_splits, batch_invariant, return_lse)
     return calls.attend(tensors, numbers, window_size, ragged=True)
 

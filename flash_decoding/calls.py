@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from flash_decoding import eager, ops, repeats, validate
+
+TENSORS, LENGTHS = 11, 3
+"""How many tensors a call may have, and which of them says how many keys live."""
 
 
 def attend(
@@ -21,15 +28,27 @@ def attend(
         ragged: whether queries are packed.
     """
     kind = None
-    if type(window_size) is tuple and isinstance(tensors[3], Tensor) and eager.is_alone(tensors):
-        known_by = ("decode", *numbers, *window_size)
-        if repeats.are_numbers(known_by):
-            kind, addresses = repeats.kind_of(tensors, known_by)
+    # A compiler that traces this is told first: it is to see nothing of the rest.
+    if not is_compiling() and type(window_size) is tuple:
+        known_by = (ragged, *numbers, *window_size)
+        types = (*map(type, tensors), *map(type, known_by))
+        present = _present(types)
+        if present is not None and eager.is_unwatched(tensors[0]):
+            kind, addresses = repeats.kind_of_present(present(tensors), known_by, types)
             steps = repeats.find(kind)
             if steps is not None:
                 out, lse = steps(addresses)
                 return out if lse is None else (out, lse)
     return _checked(tensors, numbers, window_size, ragged=ragged, kind=kind)
+
+
+@functools.lru_cache(maxsize=repeats.MAX_KEPT)
+def _present(types: tuple[type, ...]) -> Callable[[tuple[Any, ...]], tuple[Tensor, ...]] | None:
+    """Takes the tensors that there are out of all; None where a call of these types is known by no kind."""
+    tensors, numbers = types[:TENSORS], types[TENSORS:]
+    places = [place for place, x in enumerate(tensors) if x is not type(None)]
+    has_kind = eager.are_plain(tensors) and repeats.are_numbers(numbers) and {0, LENGTHS} <= {*places}
+    return operator.itemgetter(*places) if has_kind else None
 
 
 def _checked(

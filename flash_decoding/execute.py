@@ -199,7 +199,9 @@ def append_kv(new: NewTokens, cache: KVCache, *, kind: repeats.Kind | None = Non
 
     launched = append.launch(new, cache, overlaps=Hardware.of(new.k.device).overlaps_launches)
     if kind is not None and launched is not None:
-        repeats.keep(kind, repeats.AppendSteps(launched))
+        from flash_decoding.kernels.repeat import Chain
+
+        repeats.keep(kind, repeats.AppendSteps(Chain((launched, repeats.append_sources(kind)))))
 
 
 def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,10 +232,21 @@ def _keep(
     """Keep the launches of a call, where it has a kind and they can be repeated."""
     if kind is None or first is None:
         return
-    lse_shape = None if lse is None else lse.shape
-    repeats.keep(
-        kind, repeats.AttentionSteps(first, last, out.dtype, out.device, out.shape, lse_shape, *scratch)
+    from flash_decoding.kernels.repeat import Chain
+
+    attending, combining = repeats.attention_sources(kind, combined=last is not None)
+    links = [(first, attending)] + ([] if last is None else [(last, combining)])
+    floats = torch.float32
+    steps = repeats.AttentionSteps(
+        Chain(*links),
+        repeats.maker(out.device),
+        repeats.filling_maker(out.device),
+        repeats.Layout.of(out),
+        None if lse is None else repeats.Layout.of(lse),
+        None if last is None else repeats.Layout((sum(scratch),), (1,), floats),
+        scratch[0] * floats.itemsize,
     )
+    repeats.keep(kind, steps)
 
 
 def _new(queries: Queries, *shape: int) -> Tensor:

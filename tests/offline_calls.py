@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from triton import knobs
 from triton.runtime import driver
 
@@ -75,7 +76,14 @@ def records() -> Iterator[dict[str, Any]]:
         checked.clear()
         again = launched(call)
         found = [*differing(after, first), *differing(again, first)]
-        yield {"call": name, "launches": len(first), "differs": found, "checked": len(checked)}
+        direct = all(launch["direct"] for _, launch in again)
+        yield {
+            "call": name,
+            "launches": len(first),
+            "differs": found,
+            "checked": len(checked),
+            "direct": direct,
+        }
 
 
 def hooked() -> dict[str, Any]:
@@ -90,13 +98,50 @@ def hooked() -> dict[str, Any]:
     silent = launched(lambda: fd.decode_attention(**arguments))
     names = [launch["metadata"]["name"] for _, launch in told]
     enters = [launch["enter"] is hook for _, launch in told]
-    return {"hooked": names, "enters": enters, "silent": [launch["enter"] for _, launch in silent]}
+    quiet = [[launch["enter"], launch["direct"]] for _, launch in silent]
+    return {"hooked": names, "enters": enters, "silent": quiet}
+
+
+def refused() -> dict[str, Any]:
+    """What is said of calls that are like one that was made, but for what has to be refused."""
+    own = given()
+    fd.decode_attention(**own, num_splits=2)
+    trainable = own["q"].clone().requires_grad_()
+    with torch.no_grad():
+        fd.decode_attention(**own | {"q": trainable}, num_splits=2)
+    reshaped = own["q"].clone()
+    fd.decode_attention(**own | {"q": reshaped}, num_splits=2)
+    reshaped.unsqueeze_(0)
+    wrong: dict[str, dict[str, Any]] = {
+        "float": {"num_splits": 2.0},
+        "list": {"num_splits": [2]},
+        "tensor": {"num_splits": torch.tensor(2)},
+        "wide window": {"window_size": (-1, -1, -1)},
+        "grad": {"q": trainable, "num_splits": 2},
+        "in place": {"q": reshaped, "num_splits": 2},
+        "lengths": {"cache_seqlens": [1, 2]},
+        "queries": {"q": None},
+    }
+    LAUNCHES.clear()
+    return {
+        "refused": {name: said_of(own | other) for name, other in wrong.items()},
+        "launched": len(LAUNCHES),
+    }
+
+
+def said_of(arguments: dict[str, Any]) -> str | None:
+    """The kind of refusal; None where there is none."""
+    try:
+        fd.decode_attention(**arguments)
+    except (fd.InvalidInput, fd.Unsupported) as error:
+        return type(error).__name__
+    return None
 
 
 def main() -> None:
-    """Print a record per variant, and one of the hooks."""
+    """Print a record per variant, one of the hooks, and one of refusals."""
     pretend()
-    for record in (*records(), hooked()):
+    for record in (*records(), hooked(), refused()):
         sys.stdout.write(json.dumps(record) + "\n")
 
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.backends.nvidia.driver import CudaLauncher
 from triton.compiler.compiler import LazyDict
 from triton.runtime import driver
 
 from flash_decoding import execute, repeats
 from flash_decoding.kernels import append
+from flash_decoding.kernels.repeat import SCRATCH, Chain
 from flash_decoding.plan import Hardware, make_plan
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Queries, Rotary
 from tests.offline_compile import CASES, TARGETS, Case, OfflineDriver, tensors
@@ -26,25 +28,38 @@ from tests.offline_compile import CASES, TARGETS, Case, OfflineDriver, tensors
 FRESH = ("out_ptr", "lse_ptr", "parts_ptr", "part_lse_ptr")
 """Arguments that every call allocates anew."""
 
-HOOKS = ("metadata", "enter", "exit")
-"""What a repetition leaves out where no hook listens."""
+HOOKS = ("metadata", "enter", "exit", "direct")
+"""What a repetition leaves out where no hook listens, and that it goes past the launcher then."""
 
 LAUNCHES: list[tuple[str, dict[str, Any]]] = []
 
 
-class Recorder:
-    """A launcher that writes down the kernel and all that it is given: grid, stream, options, arguments."""
+class Recorder(CudaLauncher):  # type: ignore[misc]  # Triton has no types
+    """Triton's own launcher, but that it writes down the kernel and all that would be given to the driver."""
 
-    def __init__(self, src: Any, metadata: object) -> None:
-        launch = ("x", "y", "z", "stream", "function", "packed", "metadata", "enter", "exit")
-        self.kernel, self.names = src.fn.fn.__name__, (*launch, *src.fn.arg_names)
+    def __init__(self, src: Any, metadata: Any) -> None:
+        self.kernel, self.names = src.fn.fn.__name__, src.fn.arg_names
         self.compiled_for = f"{src.signature} {src.constants} {src.attrs}"
+        self.num_ctas = 1
+        for name in (*SCRATCH, "global_scratch_align", "profile_scratch_align"):
+            setattr(self, name, getattr(metadata, name, 0))
+        self.launch_cooperative_grid, self.launch_pdl = metadata.launch_cooperative_grid, metadata.launch_pdl
+        self.asked, self.launch = False, self._record
 
     def __call__(self, *given: object) -> None:
+        """Launch as Triton does."""
+        self.asked = True
+        super().__call__(*given)
+        self.asked = False
+
+    def _record(self, *given: object) -> None:
         """Keep what a GPU would get; tensors by where they lie, as the driver takes them."""
-        values = [_plain(x) for x in given]
-        named = dict(zip(self.names, values, strict=True))
-        LAUNCHES.append((self.kernel, named | {"compiled for": self.compiled_for}))
+        behind = ("packed", "metadata", "enter", "exit", *self.names)
+        front = ("x", "y", "z", "stream", "function")
+        between = [f"option {number}" for number in range(len(given) - len(front) - len(behind))]
+        named = dict(zip((*front, *between, *behind), [_plain(x) for x in given], strict=True))
+        named |= {"compiled for": self.compiled_for, "direct": not self.asked}
+        LAUNCHES.append((self.kernel, named))
 
 
 def _plain(x: object) -> object:
@@ -135,7 +150,8 @@ def append_twice(case: Case, hardware: Hardware) -> None:
     append.launch(*calls[1][:2], overlaps=hardware.overlaps_launches)
     if launched is None:
         raise AssertionError(f"{case.name}: nothing was kept")
-    repeats.AppendSteps(launched)(kind_of(calls[1][2])[1])
+    kind, addresses = kind_of(calls[1][2])
+    repeats.AppendSteps(Chain((launched, repeats.append_sources(kind))))(addresses)
 
 
 def compare(case: Case) -> Iterator[dict[str, Any]]:
@@ -144,7 +160,14 @@ def compare(case: Case) -> Iterator[dict[str, Any]]:
     for (kernel, ours), (repeated, again) in zip(LAUNCHES[:half], LAUNCHES[half:], strict=True):
         known = {name for name in ours if name not in (*FRESH, *HOOKS)}
         differs = [name for name in sorted(known) if ours[name] != again[name]]
-        yield {"case": case.name, "kernel": kernel, "repeated": repeated, "differs": differs}
+        direct = (ours["direct"], again["direct"])
+        yield {
+            "case": case.name,
+            "kernel": kernel,
+            "repeated": repeated,
+            "differs": differs,
+            "direct": direct,
+        }
 
 
 def main() -> None:

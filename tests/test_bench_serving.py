@@ -21,12 +21,13 @@ from flash_decoding.bench.inputs import Inputs
 from flash_decoding.bench.record import Cell, Record
 from flash_decoding.bench.request import Request
 from flash_decoding.bench.row import AttentionRow
-from flash_decoding.bench.serving.host import BURST, host_times, per_call
+from flash_decoding.bench.serving.host import BURST, host_times, per_call, tiny
 from flash_decoding.bench.serving.kinds import KINDS, serving_cases
 from flash_decoding.bench.serving.plot import points_of, save_plot
 from flash_decoding.bench.serving.table import best_peer, render
 from flash_decoding.bench.timing import Effort
 from flash_decoding.errors import InvalidInput
+from flash_decoding.plan import Hardware, make_plan
 from tests.test_bench_kinds import on_cpu, on_gpu
 from tests.test_bench_record import FINE, timed
 from tools.readme_tables import table
@@ -107,7 +108,9 @@ def example() -> Record[AttentionRow]:
         AttentionRow(cells, on_gpu("gqa-32-8"), sets=2, checked=16),
         AttentionRow(absent, on_gpu("ragged-16k-pages16"), sets=2, checked=32),
     ]
-    extras = {"host_us": {"decode_attention": 12.34}}
+    extras = {
+        "host_us": {"1 x 64": {"decode_attention": 12.34, "another": 8.0}, "1 x 2048": {"another": 9.0}}
+    }
     told = {"device": "cuda"}
     return Record("serving", "a title", told, columns, Effort(budget_s=1.0), rows, extras)
 
@@ -125,7 +128,8 @@ def test_the_table_says_who_is_how_far_from_the_floor() -> None:
     equal, ragged = (next(x for x in lines if f"│ {row.name} " in x) for row in record.rows)
     assert [cell.strip() for cell in equal.split("│")[7:11]] == ["1.20x", "2.00x", "other", "1.25x"]
     assert [cell.strip() for cell in ragged.split("│")[7:11]] == ["1.20x", "-", "-", "1.25x"]
-    assert any("host: decode_attention 12.3 us per call" in line for line in lines)
+    assert "host, 1 x 64: decode_attention 12.3 us per call, another 8.0 us per call" in lines
+    assert "host, 1 x 2048: another 9.0 us per call" in lines
     assert best_peer(record.rows[1], record.shown) is None
 
 
@@ -160,11 +164,21 @@ def test_without_a_gpu_there_is_no_host_time() -> None:
     assert host_times(CPU, torch.bfloat16) == {}
 
 
+@pytest.mark.parametrize("gpu", ["H200", "A100"])
+def test_host_times_are_of_calls_that_launch_once_and_of_calls_that_launch_twice(gpu: str) -> None:
+    hardware = Hardware.named(gpu)
+    splits = [make_plan(case.problem, hardware).num_splits for case in tiny(CPU, torch.bfloat16)]
+    assert splits[0] == 1
+    assert splits[-1] > 1
+
+
 @pytest.mark.gpu
 def test_host_times_of_ours_and_of_pytorch() -> None:
     told = host_times(torch.device("cuda"), torch.bfloat16)
-    assert list(told) == ["decode_attention", "scaled_dot_product_attention"]
-    assert all(us > 0 for us in told.values())
+    assert list(told) == ["1 x 64", "1 x 128", "1 x 2048"]
+    for times in told.values():
+        assert list(times) == ["decode_attention", "scaled_dot_product_attention"]
+        assert all(us > 0 for us in times.values())
 
 
 def test_the_readme_shows_multiples_of_the_floor() -> None:
@@ -173,5 +187,12 @@ def test_the_readme_shows_multiples_of_the_floor() -> None:
         "| gqa-32-8 | 10.0 | **1.20** | 1.50 | 2.00 | other |",
         "| ragged-16k-pages16 | 10.0 | **1.20** | 1.50 | - | - |",
         "",
-        "Host, us per eager call: decode_attention 12.3.",
+        "Host, us per eager call, at batch x length 1 x 64: decode_attention 12.3, another 8.0; "
+        "1 x 2048: another 9.0.",
     ]
+
+
+def test_the_readme_leaves_out_host_times_that_are_of_no_case() -> None:
+    told = example().to_json() | {"host_us": {"decode_attention": 59.1}}
+    assert table(told) == table(example().to_json() | {"host_us": {}})
+    assert "Host" not in table(told)

@@ -44,6 +44,13 @@ def test_a_call_without_queries_is_not() -> None:
     assert not eager.is_alone((None, torch.zeros(3)))
 
 
+@pytest.mark.parametrize("types", [(Tensor, type(None)), (torch.nn.Parameter,)])
+def test_tensors_and_none_are_plain(types: tuple[type, ...]) -> None:
+    assert eager.are_plain(types)
+    assert not eager.are_plain((*types, Subclass))
+    assert not eager.are_plain((*types, int))
+
+
 @pytest.mark.parametrize("everyday", [nullcontext, torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_everyday_contexts_change_nothing(everyday: Callable[[], AbstractContextManager[None]]) -> None:
     with everyday():
@@ -114,5 +121,5 @@ def test_another_gpu_than_the_current_one_is_switched_to_first(monkeypatch: pyte
     monkeypatch.undo()
     x = torch.zeros(3, device="cuda")
     assert eager.is_alone((x,))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: x.get_device() + 1)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: x.get_device() + 1)
     assert not eager.is_alone((x,))

@@ -42,12 +42,17 @@ def test_a_repeated_call_hands_the_driver_what_triton_would() -> None:
     assert {record["kernel"] for record in records} == kernels
     wrong = [r for r in records if r["differs"] or r["kernel"] != r["repeated"]]
     assert not wrong
+    assert all(r["direct"] == [False, True] for r in records)
 
 
 def test_public_calls_hand_the_driver_the_same_however_often_they_are_made() -> None:
-    *calls, hooked = records_of("tests.offline_calls")
+    *calls, hooked, refused = records_of("tests.offline_calls")
     assert len(calls) > 20
     assert not [call for call in calls if call["differs"] or call["checked"] or not call["launches"]]
+    assert all(call["direct"] for call in calls)
     assert {call["call"] for call in calls if call["launches"] == 1} == {"one split", "capacity of 1"}
     kernels = ["attend_kernel", "combine_kernel"]
-    assert hooked == {"hooked": kernels, "enters": [True, True], "silent": [None, None]}
+    assert hooked == {"hooked": kernels, "enters": [True, True], "silent": [[None, True]] * 2}
+    assert refused["launched"] == 0
+    assert refused["refused"].pop("grad") == "Unsupported"
+    assert set(refused["refused"].values()) == {"InvalidInput"}

@@ -154,10 +154,58 @@ def test_a_repeated_append_writes_and_counts_its_version() -> None:
         assert all(cache._version > old for cache, old in zip(caches, before, strict=True))
 
 
-def test_what_was_kept_holds_no_memory() -> None:
-    attend(given("cuda"))
+@pytest.mark.parametrize("lse", [False, True])
+def test_what_was_kept_holds_no_memory(lse: bool) -> None:
+    arguments = given("cuda", return_lse=lse)
+    attend(arguments)
+    repeats.forget()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     for _ in range(3):
-        attend(given("cuda"))
+        attend(arguments)
+    assert repeats._kept
     assert torch.cuda.memory_allocated() == before
+
+
+def test_results_of_a_kind_first_met_in_inference_mode_are_no_inference_tensors() -> None:
+    arguments = given("cuda")
+    with torch.inference_mode():
+        attend(arguments)
+    kinds = len(repeats._kept)
+    with torch.no_grad():
+        (out,) = attend(arguments)
+    assert len(repeats._kept) == kinds
+    assert not out.is_inference()
+
+
+def test_a_repetition_goes_past_the_python_of_the_launcher() -> None:
+    from flash_decoding.kernels.repeat import Chain
+
+    for _ in range(2):
+        attend(given("cuda"))
+    (steps,) = repeats._kept.values()
+    assert isinstance(steps, repeats.AttentionSteps)
+    assert isinstance(steps.launches, Chain)
+    links, settled = steps.launches._links, steps.launches._settled
+    assert settled is not None
+    assert [launch for launch, _, _ in settled] == [link.compiled.run.launch for link, _ in links]
+    assert len(settled) == 2
+
+
+@pytest.mark.lazy_memory
+@pytest.mark.parametrize("lse", [False, True])
+def test_repetitions_in_memory_that_nobody_filled_give_the_same_bits(lse: bool) -> None:
+    arguments = given("cuda", return_lse=lse)
+    expected = first(arguments)
+    for _ in range(3):
+        assert_same(attend(arguments), expected)
+
+
+def test_arguments_are_looked_at_anew_where_a_tensor_was_changed_in_place() -> None:
+    arguments = given("cuda")
+    attend(arguments)
+    arguments["q"].resize_(1, *arguments["q"].shape[1:])
+    with pytest.raises(fd.InvalidInput):
+        attend(arguments)
+    arguments["cache_seqlens"].resize_(1)
+    assert attend(arguments)[0].shape == arguments["q"].shape

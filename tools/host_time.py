@@ -20,20 +20,17 @@ from flash_decoding.flash_attn import flash_attn_with_kvcache
 from flash_decoding.plan import Hardware
 from flash_decoding.spec import KVCache, Options, Queries
 from tests.offline_compile import TARGETS
-from tests.offline_repeat import RecordingDriver
+from tests.offline_repeat import Recorder, RecordingDriver
 
 CALLS, ROUNDS = 200, 15
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 
 
-class SilentLauncher:
-    """Launches nothing."""
+class SilentLauncher(Recorder):
+    """Triton's own launcher, but that it launches nothing."""
 
-    def __init__(self, *_: object) -> None:
-        """Whatever was compiled."""
-
-    def __call__(self, *_: object) -> None:
+    def _record(self, *_: object) -> None:
         """Take what a GPU would get."""
 
 
@@ -86,16 +83,20 @@ def stages(q: Tensor, k: Tensor, v: Tensor, seqlens: Tensor) -> Iterator[tuple[s
         repeats.forget()
         return ops.attention(*records, return_lse=False)[0]
 
-    def steps() -> object:
-        kind, addresses = repeats.kind_of(tensors, ("attention", *numbers))
-        found = repeats.find(kind)
-        return found(addresses) if found else None
-
     yield "operator, first call of a kind (compiled)", first
+    known_by = ("attention", *numbers)
+    types = (*map(type, tensors), *map(type, known_by))
+    kind, addresses = repeats.kind_of(tensors, known_by)
+    steps = repeats.find(kind)
+
+    def found() -> object:
+        return repeats.find(repeats.kind_of_present((q, k, v, seqlens), known_by, types)[0])
+
     yield "decode_attention", lambda: decode_attention(q, k, v, cache_seqlens=seqlens, causal=False)
-    yield "  whether it is alone", lambda: eager.is_alone(tensors)
-    yield "  kind", lambda: repeats.kind_of(tensors, numbers)
-    yield "  kind, outputs, scratch, launches", steps
+    yield "  whether it is alone", lambda: eager.is_unwatched(q)
+    yield "  kind, and what was kept of it", found
+    if steps is not None:
+        yield "  outputs, scratch, launches", lambda: steps(addresses)
     yield "checks and records, where they are due", checks
     yield "attention on checked records", lambda: ops.attention(*records, return_lse=False)
     yield "the same, dispatched", lambda: torch.ops.flash_decoding.attention.default(*tensors, *numbers)

@@ -70,9 +70,17 @@ def _serving(record: dict[str, Any]) -> str:
         theirs = ("-", "-") if best is None else (f"{ratios[best]:.2f}", best)
         floor = _time(row["cells"]["floor"]["median_us"], 1.0)
         lines.append("| " + " | ".join([row["name"], floor, *mine, *theirs]) + " |")
-    told = ", ".join(f"{name} {us:.1f}" for name, us in record.get("host_us", {}).items())
-    lines += ["", f"Host, us per eager call: {told}."] if told else []
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_host(record.get("host_us", {}))]) + "\n"
+
+
+def _host(times: dict[str, Any]) -> list[str]:
+    """Lines of what the host spends, case by case; none of a record that does not tell them apart."""
+    told = [
+        f"{case}: " + ", ".join(f"{name} {us:.1f}" for name, us in columns.items())
+        for case, columns in times.items()
+        if isinstance(columns, dict)
+    ]
+    return ["", f"Host, us per eager call, at batch x length {'; '.join(told)}."] if told else []
 
 
 def _times_floor(record: dict[str, Any], row: dict[str, Any]) -> tuple[dict[str, float], str | None]:

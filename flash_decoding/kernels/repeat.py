@@ -2,12 +2,15 @@
 
 Triton's own launch looks at every argument of every call, to find the kernel that was compiled for such
 arguments: some 25 microseconds of the host's time. A caller who knows that nothing but addresses has changed
-hands them to the compiled kernel itself.
+hands them to the compiled kernel itself; or to what its launcher calls in turn, where that can be told.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from triton import knobs
@@ -17,7 +20,18 @@ STREAM, METADATA, EXIT_HOOK, FIRST = 3, 6, 8, 9
 """Places of a launcher's arguments: grid (3), stream, function, packed metadata, then what hooks are told and
 the two hooks, then the kernel's own. The same for every backend since Triton 3.4."""
 
+BLANK = 1 << 62
+"""This number and those above it stand for what changes from call to call: the stream, then the addresses.
+No size, stride or handle is as large."""
 
+SCRATCH = ("global_scratch_size", "profile_scratch_size")
+"""What a launcher knows of memory that a kernel needs beside its arguments: it is new for each launch."""
+
+Settled = tuple[Callable[..., object], list[Any], list[tuple[int, int]]]
+"""What there is to call, its arguments, and which of them are filled in from where."""
+
+
+@dataclass(frozen=True)
 class Repeat:
     """A launch that has been made, but for its addresses.
 
@@ -26,30 +40,95 @@ class Repeat:
     the same device, which is the current one, and multiples of 16 where there were such.
     """
 
-    __slots__ = ("_args", "_compiled", "_device", "_places", "_run")
+    compiled: Any
+    """What Triton launched."""
+    given: list[Any]
+    """All that its launcher takes; ``BLANK`` is the stream, ``BLANK + 1`` the first ``*_ptr``, and so on."""
 
-    def __init__(self, compiled: Any, programs: int, args: list[Any], places: tuple[int, ...]) -> None:
-        self._compiled, self._run = compiled, compiled.run
+    def tell(self, fill: list[int | None], sources: Sequence[int]) -> None:
+        """Launch the way Triton does where hooks listen; arguments as of a chain."""
+        args = filled(self.given, placed(self.given, sources), fill)
+        told = self.compiled.launch_metadata(tuple(args[:STREAM]), args[STREAM], *args[FIRST:])
+        hooks = knobs.runtime
+        args[METADATA : EXIT_HOOK + 1] = told, hooks.launch_enter_hook, hooks.launch_exit_hook
+        self.compiled.run(*args)
+
+
+class Chain:
+    """Launches made again, one behind the other, on the stream that is current."""
+
+    __slots__ = ("_device", "_links", "_settled", "_stream_of")
+
+    def __init__(self, *links: tuple[Repeat, Sequence[int]]) -> None:
+        """Keep launches, and for each ``*_ptr`` of their kernels where in a ``fill`` it is found."""
+        self._links = links
         self._device = driver.active.get_current_device()
-        launch = (programs, 1, 1, None, compiled.function, compiled.packed_metadata, None, None, None)
-        self._args, self._places = [*launch, *args], tuple(FIRST + place for place in places)
+        self._stream_of = driver.active.get_current_stream
+        self._settled: list[Settled] | None = None  # found when it is due: many calls come only once
 
-    def __call__(self, *addresses: int | None) -> None:
-        """Launch on the current stream, with the kernel's ``*_ptr`` in their order."""
-        args = self._args.copy()
-        args[STREAM] = stream = driver.active.get_current_stream(self._device)
-        for place, address in zip(self._places, addresses, strict=True):
-            args[place] = address
+    def __call__(self, fill: list[int | None]) -> None:
+        """Launch all, with addresses from ``fill``, which is not kept."""
+        fill.append(self._stream_of(self._device))
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        if _listens(enter) or _listens(leave):
-            told = self._compiled.launch_metadata(tuple(args[:STREAM]), stream, *args[FIRST:])
-            args[METADATA : EXIT_HOOK + 1] = told, enter, leave
-        self._run(*args)
+        # Does a hook do anything? Triton 3.4 has none or one, later versions a chain that may be empty.
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):
+            for link, sources in self._links:
+                link.tell(fill, sources)
+            return
+        for launch, given, places in self._settled or self._settle():
+            args = given.copy()
+            for place, source in places:
+                args[place] = fill[source]
+            launch(*args)
+
+    def _settle(self) -> list[Settled]:
+        """Find what there is to call: kept last, for another thread may come by."""
+        settled = []
+        for link, sources in self._links:
+            launch, args = handed_on(link.compiled.run, link.given)
+            settled.append((launch, args, placed(args, sources)))
+        self._settled = settled
+        return settled
 
 
-def _listens(hook: Any) -> bool:
-    """Whether a hook does anything: Triton 3.4 has none or one, later versions a chain that may be empty."""
-    return bool(getattr(hook, "calls", hook))
+def placed(args: list[Any], sources: Sequence[int]) -> list[tuple[int, int]]:
+    """Places of the blanks among arguments, and of what fills each; the stream comes last in a ``fill``."""
+    return [(place, sources[number - 1] if number else -1) for place, number in blanks(args)]
+
+
+def filled(args: list[Any], places: list[tuple[int, int]], fill: list[int | None]) -> list[Any]:
+    """Arguments without blanks."""
+    args = args.copy()
+    for place, source in places:
+        args[place] = fill[source]
+    return args
+
+
+def handed_on(launcher: Any, given: list[Any]) -> tuple[Callable[..., object], list[Any]]:
+    """Where a launcher of Triton ends: a function in C, and all that it is given there.
+
+    It is asked once, with blanks, what it would call. A launcher of another make, or one that does more than
+    to pass its arguments on, is its own answer.
+
+    Args:
+        launcher: of a compiled kernel.
+        given: its arguments, some of them blank.
+    """
+    if "launch" not in getattr(launcher, "__dict__", {}) or any(getattr(launcher, x, 0) for x in SCRATCH):
+        return launcher, given
+    heard: list[list[Any]] = []
+    asked = copy.copy(launcher)
+    asked.launch = lambda *args: heard.append([*args])
+    asked(*given)
+    numbers = [sorted(number for _, number in blanks(args)) for args in (given, *heard)]
+    if len(heard) != 1 or numbers[0] != numbers[1]:
+        return launcher, given
+    return launcher.launch, heard[0]
+
+
+def blanks(args: list[Any]) -> list[tuple[int, int]]:
+    """Places of the blanks among arguments, and the number of each."""
+    return [(place, x - BLANK) for place, x in enumerate(args) if type(x) is int and x >= BLANK]
 
 
 def launch(kernel: Any, programs: int, args: tuple[object, ...], constants: dict[str, Any]) -> Repeat | None:
@@ -67,11 +146,12 @@ def launch(kernel: Any, programs: int, args: tuple[object, ...], constants: dict
     compiled = kernel[(programs,)](*args, **constants)
     if compiled is None:
         return None
-    places = _addresses(kernel)
     again = [*args, *(constants[name] for name in kernel.arg_names[len(args) :])]
-    for place in places:
-        again[place] = None  # a tensor kept here would never be freed
-    return Repeat(compiled, programs, again, places)
+    for number, place in enumerate(_addresses(kernel)):
+        if again[place] is not None:  # a tensor kept here would never be freed
+            again[place] = BLANK + 1 + number
+    front = (programs, 1, 1, BLANK, compiled.function, compiled.packed_metadata, None, None, None)
+    return Repeat(compiled, [*front, *again])
 
 
 @functools.cache

@@ -21,20 +21,31 @@ BURST = 16
 SAMPLES = 200
 
 
-def tiny(device: torch.device, dtype: torch.dtype) -> Case:
-    """A call over in less time than the host needs to make it."""
-    return Case(batch=1, kv_len=128, heads_q=8, heads_kv=8, dtype=dtype, device=device)
+LENGTHS = (64, 128, 2048)
+"""Keys of the calls: one tile, which is one launch of ours; two tiles and many, split, which are two."""
 
 
-def host_times(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Microseconds of the host per eager call of ours and of PyTorch's, medians; nothing without a GPU."""
+def tiny(device: torch.device, dtype: torch.dtype) -> list[Case]:
+    """Calls over in less time than the host needs to make them."""
+    return [
+        Case(batch=1, kv_len=length, heads_q=8, heads_kv=8, dtype=dtype, device=device) for length in LENGTHS
+    ]
+
+
+def host_times(device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+    """Microseconds of the host per eager call, medians: of ours and of PyTorch's, for each tiny case by name.
+
+    Nothing without a GPU.
+    """
     if device.type != "cuda":
         return {}
-    case = tiny(device, dtype)
+    return {case.name: per_call(_contenders(case), torch.cuda.synchronize) for case in tiny(device, dtype)}
+
+
+def _contenders(case: Case) -> dict[str, Call]:
     inputs = make_inputs(case, seed=0)
     columns = {"decode_attention": ours.PLANNED, "scaled_dot_product_attention": SDPA_BY_ITSELF}
-    calls = {name: column.ways[0].prepare(case, inputs) for name, column in columns.items()}
-    return per_call(calls, torch.cuda.synchronize)
+    return {name: column.ways[0].prepare(case, inputs) for name, column in columns.items()}
 
 
 def per_call(

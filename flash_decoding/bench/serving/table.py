@@ -17,9 +17,7 @@ from flash_decoding.bench.table import entry, legend, style_of, three_digits, un
 def render(record: Record[AttentionRow]) -> RenderableType:
     """The table, then what the host spends where that was measured, the cases, the columns."""
     cases = [Text.assemble((row.name, "bold"), f": {shape_of(row.case)}") for row in record.rows]
-    host = [
-        Text(f"host: {name} {us:.1f} us per call") for name, us in record.extras.get("host_us", {}).items()
-    ]
+    host = [Text(_host(case, told)) for case, told in record.extras.get("host_us", {}).items()]
     return Group(build_table(record), *host, *cases, *legend(record))
 
 
@@ -46,6 +44,11 @@ def best_peer(row: AttentionRow, columns: list[Heading]) -> str | None:
         if column.role == "peer" and (seconds := row.seconds(column.name)) is not None
     }
     return min(timed, key=lambda name: timed[name]) if timed else None
+
+
+def _host(case: str, told: dict[str, float]) -> str:
+    """What a call of a tiny case costs the host, by each of those that were measured."""
+    return f"host, {case}: " + ", ".join(f"{name} {us:.1f} us per call" for name, us in told.items())
 
 
 def _ratios(row: AttentionRow, record: Record[AttentionRow]) -> tuple[str, str, str, str]:

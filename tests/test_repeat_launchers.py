@@ -1,0 +1,86 @@
+"""What a launcher of Triton hands on, and launchers that are not gone around."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flash_decoding.kernels.repeat import BLANK, blanks, handed_on
+
+GIVEN = [8, 1, 1, BLANK, 77, (4, 1, 0), None, None, None, BLANK + 1, None, BLANK + 3, (64, 1), 0.5, BLANK - 1]
+"""A stream, two addresses where there could be three, and what stays as it is."""
+
+
+class Launcher:
+    """As Triton's: options of its own go between, then it ends in a function that it has."""
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[Any, ...]] = []
+        self.launch: Any = lambda *args: self.launched.append(args)
+
+    def __call__(self, *given: Any) -> None:
+        self.launch(*given[:5], False, True, None, *given[5:])
+
+
+class WithScratch(Launcher):
+    """For a kernel that needs memory of its own."""
+
+    profile_scratch_size = 128
+
+
+class Nesting(Launcher):
+    """A later one: the kernel's arguments are one argument."""
+
+    def __call__(self, *given: Any) -> None:
+        self.launch(*given[:9], given[9:])
+
+
+class Repeating(Launcher):
+    """Puts an address in two places."""
+
+    def __call__(self, *given: Any) -> None:
+        self.launch(*given, given[9])
+
+
+class Twice(Launcher):
+    """Launches more than one kernel."""
+
+    def __call__(self, *given: Any) -> None:
+        self.launch(*given)
+        self.launch(*given)
+
+
+class Idle(Launcher):
+    """Launches nothing of its own."""
+
+    def __call__(self, *given: Any) -> None:
+        """Somebody else does."""
+
+
+class WithMethod:
+    """Of another make: what it calls is no function that it was given."""
+
+    def launch(self, *given: Any) -> None:
+        """Take all."""
+
+    def __call__(self, *given: Any) -> None:
+        self.launch(*given)
+
+
+def test_a_launcher_hands_on_its_arguments_and_its_own() -> None:
+    launcher = Launcher()
+    launch, args = handed_on(launcher, GIVEN)
+    assert launch is launcher.launch
+    assert args == [*GIVEN[:5], False, True, None, *GIVEN[5:]]
+    assert blanks(args) == [(3, 0), (12, 1), (14, 3)]
+    assert launcher.launched == []
+
+
+@pytest.mark.parametrize("make", [WithScratch, Nesting, Repeating, Twice, Idle, WithMethod])
+def test_what_is_not_simply_handed_on_goes_through_the_launcher(make: type[Launcher]) -> None:
+    launcher = make()
+    launch, args = handed_on(launcher, GIVEN)
+    assert launch is launcher
+    assert args == GIVEN
+    assert getattr(launcher, "launched", []) == []
