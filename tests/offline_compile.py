@@ -67,6 +67,7 @@ CASES = (
     Case("decode_contiguous"),
     Case("decode_paged_16", page_size=16),
     Case("decode_paged_256", dtype=torch.float16, page_size=256),
+    Case("decode_few_keys_a_split", num_splits=64),
     Case("decode_head_dim_64", head_dim=64, head_dim_v=64),
     Case("decode_head_dim_256", head_dim=256, head_dim_v=256),
     Case("decode_head_dim_192_128", head_dim=192, head_dim_v=128),
@@ -153,10 +154,12 @@ def launches(case: Case, hardware: Hardware) -> None:
         return
     queries, cache, options = tensors(case)
     problem = execute.problem_of(queries, cache, options, return_lse=True)
-    plan = make_plan(problem, hardware, num_splits=case.num_splits)
+    older = dataclasses.replace(hardware, triton=(3, 4))  # which has no kernels of warps with roles
+    plans = [make_plan(problem, which, num_splits=case.num_splits) for which in (hardware, older)]
     if case.runs:
-        plan = dataclasses.replace(plan, num_splits=case.runs, balanced=True)
-    execute.run_kernels(queries, cache, options, plan)
+        plans = [dataclasses.replace(plan, num_splits=case.runs, balanced=True) for plan in plans]
+    for plan in dict.fromkeys(plans):
+        execute.run_kernels(queries, cache, options, plan)
     if case.q_len == 1:
         new = torch.empty(1, 1, case.heads[1], case.head_dim, dtype=case.dtype)
         new_v = torch.empty(1, 1, case.heads[1], case.head_dim_v, dtype=case.dtype)

@@ -98,10 +98,11 @@ def attend_balanced_kernel(
         lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity,
         window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
-    again = True
-    if OVERLAP:  # what was found early holds, unless the kernel before changed a length
-        again = (batch > runs.BATCH) | (tl.max((now != early).to(tl.int32), 0) > 0)
-    if again:
+    if not OVERLAP:
+        early = now
+        b, before, size, all_tiles, extra = runs.find_among_few(run, num_runs, batch, lanes, now, BLOCK_N)
+    # What was found early holds, unless the kernel before changed a length.
+    if (batch > runs.BATCH) | (tl.max((now != early).to(tl.int32), 0) > 0):
         b, before, size, all_tiles, extra = runs.find(
             run, num_runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
             new_tokens, capacity, window_left, window_right, lanes, now, True, GROUP, BLOCK_N, BOUND_LEFT,
