@@ -77,7 +77,9 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
             f"{programs} programs without a split, {slots} wanted for {hardware.sm_count} multiprocessors, "
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
-    return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), hardware.overlaps_launches, roles=roles)
+    at_once = hardware.sm_count if roles and programs * splits > hardware.sm_count else 0
+    overlaps = hardware.overlaps_launches
+    return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), overlaps, roles=roles, programs=at_once)
 
 
 def choose_runs(problem: Problem, hardware: Hardware) -> int:
