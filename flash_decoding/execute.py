@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding import cpu, repeats, sdpa
-from flash_decoding.plan import Hardware, make_plan, runs_tile, tiles_for
+from flash_decoding.plan import Hardware, invariant_tiles, make_plan, runs_tile, tiles_for
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def run_kernels(
     kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
-    from flash_decoding.kernels import attend, balanced, combine
+    from flash_decoding.kernels import attend, balanced, combine, fixed
 
     q = queries.q
     heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
@@ -116,9 +116,12 @@ def run_kernels(
         rows = (tokens, heads, splits)
         part_strides = (0 if queries.is_ragged else queries.q_len * heads * splits, splits, heads * splits, 1)
         parts, part_lse = _new(queries, *rows, head_dim_v), _new(queries, *rows)
-        first = attend.launch(
-            queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides
-        )
+        if plan.runs:
+            first = fixed.launch(queries, cache, options, plan, parts=parts, part_lse=part_lse)
+        else:
+            first = attend.launch(
+                queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides
+            )
     last = combine.launch(
         queries,
         cache,
@@ -154,6 +157,8 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     ]
     tile = runs_tile(problem, hardware)
     plans.append(Plan("flash_decoding", "triton", tile, 2, 0, (), overlaps, balanced=True))
+    _, tile = invariant_tiles(problem, hardware)
+    plans.append(Plan("flash_decoding", "triton", tile, 2, tile.block_n, (), overlaps, runs=2))
     for plan, return_lse in itertools.product(plans, (False, True)):
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 

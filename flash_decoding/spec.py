@@ -290,3 +290,6 @@ class Plan:
     """Kernels start while the one before them ends (programmatic dependent launch)."""
     balanced: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
+    runs: int = 0
+    """Programs of each key/value head and row tile that share splits of fixed size of all sequences; 0 where
+    each split has a program of its own."""

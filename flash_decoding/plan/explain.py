@@ -37,7 +37,8 @@ class Explanation:
         if self.plan.variant != "triton":
             return 0
         p, plan = self.problem, self.plan
-        return row_tiles(p, plan.tile.block_m) * p.heads_kv * p.batch * plan.num_splits
+        of_a_head = plan.runs or plan.num_splits * (1 if plan.balanced else p.batch)
+        return row_tiles(p, plan.tile.block_m) * p.heads_kv * of_a_head
 
     @property
     def floor_seconds(self) -> float | None:
