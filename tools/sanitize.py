@@ -32,11 +32,19 @@ def run_case(case: Case, num_splits: int) -> None:
     plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
     execute.run_kernels(*inputs, plan)
     execute.run_kernels(*inputs, across_sequences(plan))
+    execute.run_kernels(*inputs, whole_splits(plan))
 
 
 def across_sequences(plan: Plan) -> Plan:
     """The plan with its work shared across sequences, which the planner keeps for large caches."""
     return dataclasses.replace(plan, kind="flash_decoding", num_splits=5, split_tokens=0, balanced=True)
+
+
+def whole_splits(plan: Plan) -> Plan:
+    """The plan with splits of a tile each, shared across sequences; in the scratch of two of a sequence."""
+    return dataclasses.replace(
+        plan, kind="flash_decoding", num_splits=2, split_tokens=plan.tile.block_n, runs=5
+    )
 
 
 def run_wrong_numbers() -> None:
@@ -51,6 +59,7 @@ def run_wrong_numbers() -> None:
         plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
         execute.run_kernels(queries, wrong, options, plan)
         execute.run_kernels(queries, wrong, options, across_sequences(plan))
+        execute.run_kernels(queries, wrong, options, whole_splits(plan))
     new = torch.randn(2, 3, 2, 64, device=DEVICE, dtype=torch.float16)
     angles = torch.rand(20, 16, device=DEVICE, dtype=torch.float16)
     q_rotated = torch.empty_like(queries.q)

@@ -52,7 +52,7 @@ def splits_of(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
-    """First tile of each sequence, tiles and splits of the row tile from ``row`` on; none from ``batch`` on."""
+    """First tile, tiles and splits that the rows from ``row`` on have of each sequence; none past the last."""
     b = tl.minimum(sequences, batch - 1)
     _, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     _, lo, hi = keys.seen_by(
@@ -68,26 +68,6 @@ def splits_of(
 def border(run: tl.tensor, num_runs: tl.tensor, total: tl.tensor) -> tl.tensor:
     """Where a run begins, along what is counted of all splits."""
     return (tl.cast(run, tl.int64) * total // num_runs).to(tl.int32)
-
-
-@triton.jit
-def first_after(
-    position: tl.tensor, tiles: tl.tensor, splits: tl.tensor, split_tiles: tl.tensor, BLOCK_N: tl.constexpr
-) -> tl.tensor:
-    """First split of a sequence whose middle is not before a position; ``splits`` where there is none.
-
-    Args:
-        position: along what is counted, from the sequence's own begin.
-        tiles: of the sequence.
-        splits: that they are in; all but the last have ``split_tiles``.
-        split_tiles: tiles of a full split.
-        BLOCK_N: keys of a tile.
-    """
-    full = count(split_tiles, 1, BLOCK_N)
-    begin = (splits - 1) * full
-    middle_of_last = begin + (count(tiles, splits, BLOCK_N) - begin) // 2
-    found = tl.minimum(tl.cdiv(tl.maximum(position - full // 2, 0), full), splits - 1)
-    return tl.maximum(tl.where(position > middle_of_last, splits, found), 0)
 
 
 @triton.jit
@@ -115,8 +95,8 @@ def find(
     """The share of a run.
 
     Returns:
-        The first sequence that does not end before the run, what is counted before that sequence, and from
-        where to where the run goes along what is counted.
+        The sequence and its split that the run begins in, where that split begins, and from where to where
+        the run goes; all along what is counted.
     """
     lanes = tl.arange(0, runs.BATCH)
     _, tiles, splits = splits_of(
@@ -144,7 +124,9 @@ def find(
         )  # fmt: skip
         more, more_before, more_seen = passed_by(start, seen, count(tiles, splits, BLOCK_N))
         sequence, before, seen = sequence + more, before + more_before, seen + more_seen
-    return sequence, before, start, stop
+    full = count(split_tiles, 1, BLOCK_N)
+    split = (start - before) // full
+    return sequence, split, before + split * full, start, stop
 
 
 @triton.jit

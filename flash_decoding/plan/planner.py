@@ -140,11 +140,16 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
     tile, tile_of_runs = invariant_tiles(problem, hardware)
     tokens = max(1, INVARIANT_SPLIT_TOKENS // tile.block_n) * tile.block_n
     splits = -(-visible_tiles(problem, tile) * tile.block_n // tokens)
-    reasons = (f"batch_invariant: every split has {tokens} keys, whatever else is in the batch",)
+    reasons: tuple[str, ...] = (
+        f"batch_invariant: every split has {tokens} keys, whatever else is in the batch",
+    )
     runs = choose_fixed_runs(problem, tile_of_runs, splits, hardware)
     if runs:
         tile = tile_of_runs
-        reasons += (f"more than run at once: {runs} programs for each key/value head share all splits",)
+        reasons = (
+            *reasons,
+            f"more than run at once: {runs} programs for each key/value head share all splits",
+        )
     overlaps = hardware.overlaps_launches
     return Plan(_kind(splits), "triton", tile, splits, tokens, reasons, overlaps, runs=runs)
 
