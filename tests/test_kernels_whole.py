@@ -35,7 +35,7 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     BLOCK: tl.constexpr,  # noqa: N803 - a compile-time constant
 ) -> None:
     run = tl.program_id(0)
-    b, split, at, start, stop = whole.find(
+    b, split, at, stop = whole.find(
         run,
         num_runs,
         0,
@@ -56,11 +56,10 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
         False,
         False,
     )
-    tl.store(found_ptr + run * 5, b)
-    tl.store(found_ptr + run * 5 + 1, split)
-    tl.store(found_ptr + run * 5 + 2, at)
-    tl.store(found_ptr + run * 5 + 3, start)
-    tl.store(found_ptr + run * 5 + 4, stop)
+    tl.store(found_ptr + run * 4, b)
+    tl.store(found_ptr + run * 4 + 1, split)
+    tl.store(found_ptr + run * 4 + 2, at)
+    tl.store(found_ptr + run * 4 + 3, stop)
 
 
 def tiles_of_splits(length: int, split_tiles: int) -> list[int]:
@@ -71,7 +70,7 @@ def tiles_of_splits(length: int, split_tiles: int) -> list[int]:
 
 def walk(lengths: list[int], num_runs: int, split_tiles: int) -> list[list[Split]]:
     """The splits of every run, as the attention kernel goes along."""
-    found = torch.zeros(num_runs, 5, dtype=torch.int32, device=DEVICE)
+    found = torch.zeros(num_runs, 4, dtype=torch.int32, device=DEVICE)
     seqlens = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
     find_kernel[(num_runs,)](found, seqlens, num_runs, len(lengths), CAPACITY, CAPACITY, split_tiles, BLOCK_N)
     tiles = [tiles_of_splits(length, split_tiles) for length in lengths]
@@ -79,13 +78,11 @@ def walk(lengths: list[int], num_runs: int, split_tiles: int) -> list[list[Split
 
 
 def _run(found: list[int], tiles: list[list[int]]) -> list[Split]:
-    b, split, at, start, stop = found
+    b, split, at, stop = found
     mine = []
     while at < stop:
-        counted = tiles[b][split] + CHANGEOVER
-        if start <= at + counted // 2 < stop:
-            mine.append((b, split))
-        at += counted
+        mine.append((b, split))
+        at += tiles[b][split] + CHANGEOVER
         b, split = (b + 1, 0) if split + 1 == len(tiles[b]) else (b, split + 1)
     return mine
 

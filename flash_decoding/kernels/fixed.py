@@ -84,7 +84,7 @@ def attend_fixed_kernel(
     row = pid % row_tiles * BLOCK_M
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
-    b, split, at, start, stop = whole.find(
+    b, split, at, stop = whole.find(
         pid // (row_tiles * HEADS_KV), num_runs, row, batch, cache_seqlens_ptr, cache_leftpad_ptr,
         cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left, window_right, num_splits, split_tiles,
         GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
@@ -95,30 +95,27 @@ def attend_fixed_kernel(
             capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
             BOUND_RIGHT,
         )  # fmt: skip
-        live = tl.maximum(splits, 1)
+        live = tl.maximum(splits, 1)  # no rows have none: nothing is read, or written, for them
         first_tile, _, count = keys.hand_of(split, origin, tiles, live, split_tiles, PAGE_SIZE > 0)
-        counted = whole.count(count, tl.minimum(splits, 1), BLOCK_N)  # nothing of a sequence without rows
-        middle = at + counted // 2
-        if (splits > 0) & (middle >= start) & (middle < stop):
-            q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
-            end, lo, hi = keys.seen_by(
-                b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
-                window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
-            )  # fmt: skip
-            in_q = rows < q_len * GROUP
-            peak, total, acc = read_part(
-                q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
-                key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
-                alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
-                table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, 1,
-                count, split == 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-                BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
-            )  # fmt: skip
-            flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-            out = acc / softmax.denominator(total)[:, None]
-            store_out(out_ptr, out, flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
-            tl.store(lse_ptr + flat_row, softmax.log_sum_exp(peak, total), mask=in_q)
-        at += counted
+        q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
+        end, lo, hi = keys.seen_by(
+            b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
+            window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        in_q = rows < q_len * GROUP
+        peak, total, acc = read_part(
+            q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
+            key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
+            alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
+            table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, 1,
+            count, split == 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+        )  # fmt: skip
+        flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
+        out = acc / softmax.denominator(total)[:, None]
+        store_out(out_ptr, out, flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
+        tl.store(lse_ptr + flat_row, softmax.log_sum_exp(peak, total), mask=in_q)
+        at += whole.count(count, tl.minimum(splits, 1), BLOCK_N)
         is_last = split + 1 >= splits
         b += is_last.to(tl.int32)
         split = tl.where(is_last, 0, split + 1)

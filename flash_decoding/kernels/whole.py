@@ -9,8 +9,8 @@ programs takes neighbours of them, across the borders of sequences::
     runs    | run 0       | run 1       | run 2       | run 3       | run 4       |
 
 What counts is time: a split counts its tiles, and some more for going over to it. Borders lie at equal
-distances along what is counted, and a split belongs to the run that its middle lies in: so none is in two,
-and a run has half a split more than its share at each end, at most.
+distances along what is counted, and a split belongs to the run that its middle lies in, were it a full one:
+so none is in two, and a run has half a split more than its share at each end, at most.
 
 Rows of one tile see other keys than those of the next where there are windows. A program looks at the splits
 that its own row tile has; sequences without such rows have none.
@@ -52,7 +52,7 @@ def splits_of(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
-    """First tile, tiles and splits that the rows from ``row`` on have of each sequence; none past the last."""
+    """First tile, tiles and splits that rows from ``row`` on have of each sequence; none past the last."""
     b = tl.minimum(sequences, batch - 1)
     _, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     _, lo, hi = keys.seen_by(
@@ -65,9 +65,10 @@ def splits_of(
 
 
 @triton.jit
-def border(run: tl.tensor, num_runs: tl.tensor, total: tl.tensor) -> tl.tensor:
-    """Where a run begins, along what is counted of all splits."""
-    return (tl.cast(run, tl.int64) * total // num_runs).to(tl.int32)
+def border(run: tl.tensor, num_runs: tl.tensor, total: tl.tensor, full: tl.tensor) -> tl.tensor:
+    """Where splits begin that are of a run, not of the one before: half a full split before their middle."""
+    position = (tl.cast(run, tl.int64) * total // num_runs).to(tl.int32)
+    return tl.where(run < num_runs, tl.maximum(position - full // 2, 0), total)
 
 
 @triton.jit
@@ -95,16 +96,16 @@ def find(
     """The share of a run.
 
     Returns:
-        The sequence and its split that the run begins in, where that split begins, and from where to where
-        the run goes; all along what is counted.
+        The run's first split, as its sequence and its number there; along what is counted, where that split
+        begins, and where those begin that are no longer of the run.
     """
     lanes = tl.arange(0, runs.BATCH)
-    _, tiles, splits = splits_of(
+    _, tiles, first_splits = splits_of(
         lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
         capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
         BOUND_RIGHT,
     )  # fmt: skip
-    counted = count(tiles, splits, BLOCK_N)
+    counted = count(tiles, first_splits, BLOCK_N)
     total = tl.sum(counted, 0)
     for begin in range(runs.BATCH, batch, runs.BATCH):
         _, tiles, splits = splits_of(
@@ -113,24 +114,27 @@ def find(
             BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         total += tl.sum(count(tiles, splits, BLOCK_N), 0)
-    start, stop = border(run, num_runs, total), border(run + 1, num_runs, total)
+    full = count(split_tiles, 1, BLOCK_N)
+    start, stop = border(run, num_runs, total, full), border(run + 1, num_runs, total, full)
 
-    sequence, before, seen = passed_by(start, 0, counted)
+    sequence, before, seen = passed_by(start, 0, counted, first_splits, full)
     for begin in range(runs.BATCH, batch, runs.BATCH):
         _, tiles, splits = splits_of(
             begin + lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
             new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
             BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        more, more_before, more_seen = passed_by(start, seen, count(tiles, splits, BLOCK_N))
+        more, more_before, more_seen = passed_by(start, seen, count(tiles, splits, BLOCK_N), splits, full)
         sequence, before, seen = sequence + more, before + more_before, seen + more_seen
-    full = count(split_tiles, 1, BLOCK_N)
-    split = (start - before) // full
-    return sequence, split, before + split * full, start, stop
+    split = tl.cdiv(tl.maximum(start - before, 0), full)
+    return sequence, split, before + split * full, stop
 
 
 @triton.jit
-def passed_by(start: tl.tensor, seen: tl.tensor, counted: tl.tensor) -> tl.tuple:
-    """How many of these sequences end before the run begins, what they count, and what all of them do."""
-    passed = seen + tl.cumsum(counted, 0) <= start
+def passed_by(
+    start: tl.tensor, seen: tl.tensor, counted: tl.tensor, splits: tl.tensor, full: tl.tensor
+) -> tl.tuple:
+    """How many of these sequences have no split from ``start`` on; what they count, and what all do."""
+    last = seen + tl.cumsum(counted, 0) - counted + tl.maximum(splits - 1, 0) * full
+    passed = last < start
     return tl.sum(passed.to(tl.int32), 0), tl.sum(tl.where(passed, counted, 0), 0), tl.sum(counted, 0)
