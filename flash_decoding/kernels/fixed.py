@@ -90,19 +90,16 @@ def attend_fixed_kernel(
         GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     while at < stop:
-        origin, tiles, splits = whole.splits_of(
-            b, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-            capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
-            BOUND_RIGHT,
-        )  # fmt: skip
-        live = tl.maximum(splits, 1)  # no rows have none: nothing is read, or written, for them
-        first_tile, _, count = keys.hand_of(split, origin, tiles, live, split_tiles, PAGE_SIZE > 0)
         q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
         end, lo, hi = keys.seen_by(
             b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        in_q = rows < q_len * GROUP
+        origin, tiles, splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        has_rows = row < q_len * GROUP
+        tiles, splits = tl.where(has_rows, tiles, 0), tl.where(has_rows, splits, 0)
+        first_tile, count = keys.fixed_hand_of(split, origin, tiles, split_tiles)
+        in_q = rows < q_len * GROUP  # a short query may have no row here: then nothing is read or written
         peak, total, acc = read_part(
             q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
             key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,

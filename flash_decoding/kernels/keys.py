@@ -126,6 +126,13 @@ def share(
 
 
 @triton.jit
+def fixed_hand_of(split: tl.tensor, origin: tl.tensor, tiles: tl.tensor, split_tiles: tl.tensor) -> tl.tuple:
+    """Tiles of a split of a fixed size: the first, and how many; none beyond the last."""
+    first = tl.minimum(split * split_tiles, tiles)
+    return origin + first, tl.minimum(tiles - first, split_tiles)
+
+
+@triton.jit
 def hand_of(
     split: tl.tensor,
     origin: tl.tensor,
