@@ -47,6 +47,9 @@ UNBOUNDED = -1
 
 Kind = Literal["flash_attention", "flash_decoding"]
 
+FIXED_SPLITS = 128
+"""Splits of a sequence at most where their size is fixed: those of longer sequences are larger."""
+
 
 @dataclass(frozen=True, eq=False)
 class Options:
@@ -283,7 +286,8 @@ class Plan:
     tile: Tile
     num_splits: int
     split_tokens: int
-    """Keys per split when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
+    """Keys per split when fixed (batch-invariant mode): at least, where there were more than FIXED_SPLITS
+    of them. 0 where live keys are shared evenly."""
     reasons: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Why, in words, one decision a line."""
     overlap: bool = False

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys
+from flash_decoding.spec import FIXED_SPLITS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_N = 16
@@ -32,11 +33,11 @@ def share_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     SPLITS: tl.constexpr,  # noqa: N803 - likewise
     PAGED: tl.constexpr,  # noqa: N803 - likewise
 ) -> None:
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK)
+    origin, tiles, size, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK)
     tl.store(out_ptr, origin)
     tl.store(out_ptr + 1, live_splits)
     splits = tl.arange(0, SPLITS)
-    first, step, count = keys.hand_of(splits, origin, tiles, live_splits, split_tiles, PAGED)
+    first, step, count = keys.hand_of(splits, origin, tiles, size, live_splits, PAGED)
     hands = out_ptr + 2 + splits * 3
     tl.store(hands, first)
     tl.store(hands + 1, tl.zeros_like(splits) + step)
@@ -53,7 +54,7 @@ def share(lo: int, hi: int, num_splits: int, split_tiles: int, *, paged: bool) -
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 3000), st.integers(0, 3000), st.integers(1, 300), st.integers(0, 9), st.booleans())
+@given(st.integers(0, 9000), st.integers(0, 9000), st.integers(1, 300), st.integers(0, 9), st.booleans())
 def test_splits_cover_every_tile_once(
     lo: int, hi: int, num_splits: int, split_tiles: int, paged: bool
 ) -> None:
@@ -61,14 +62,17 @@ def test_splits_cover_every_tile_once(
     origin, splits = share(lo, hi, num_splits, split_tiles, paged=paged)
     covered = [tile for split in splits for tile in split]
     seen = range(origin, -(-hi // BLOCK_N)) if hi > lo else range(0)
+    size = max(split_tiles, -(-len(seen) // FIXED_SPLITS))
     if split_tiles:
-        seen = seen[: num_splits * split_tiles]
+        seen = seen[: num_splits * size]
     assert origin == lo // BLOCK_N
     assert sorted(covered) == list(seen)
     assert len(splits) <= num_splits
     assert len(splits) == 1 or all(splits), "a live split has tiles"
     sizes = [len(split) for split in splits]
     if split_tiles:
-        assert max(sizes) <= split_tiles
+        assert len(splits) <= FIXED_SPLITS
+        assert set(sizes[:-1]) <= {size}
+        assert sizes[-1] <= size
     else:
         assert max(sizes) - min(sizes) <= 1, "shared evenly"

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import runs, whole
+from flash_decoding.spec import FIXED_SPLITS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_N = 16
@@ -35,7 +36,7 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     BLOCK: tl.constexpr,  # noqa: N803 - a compile-time constant
 ) -> None:
     run = tl.program_id(0)
-    b, split, at, stop = whole.find(
+    b, split, left = whole.find(
         run,
         num_runs,
         0,
@@ -56,21 +57,21 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
         False,
         False,
     )
-    tl.store(found_ptr + run * 4, b)
-    tl.store(found_ptr + run * 4 + 1, split)
-    tl.store(found_ptr + run * 4 + 2, at)
-    tl.store(found_ptr + run * 4 + 3, stop)
+    tl.store(found_ptr + run * 3, b)
+    tl.store(found_ptr + run * 3 + 1, split)
+    tl.store(found_ptr + run * 3 + 2, left)
 
 
 def tiles_of_splits(length: int, split_tiles: int) -> list[int]:
     """Tiles of each split of a sequence; one without keys has a split without tiles."""
     tiles = -(-length // BLOCK_N)
-    return [min(split_tiles, tiles - first) for first in range(0, tiles, split_tiles)] or [0]
+    size = max(split_tiles, -(-tiles // FIXED_SPLITS))
+    return [min(size, tiles - first) for first in range(0, tiles, size)] or [0]
 
 
 def walk(lengths: list[int], num_runs: int, split_tiles: int) -> list[list[Split]]:
     """The splits of every run, as the attention kernel goes along."""
-    found = torch.zeros(num_runs, 4, dtype=torch.int32, device=DEVICE)
+    found = torch.zeros(num_runs, 3, dtype=torch.int32, device=DEVICE)
     seqlens = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
     find_kernel[(num_runs,)](found, seqlens, num_runs, len(lengths), CAPACITY, CAPACITY, split_tiles, BLOCK_N)
     tiles = [tiles_of_splits(length, split_tiles) for length in lengths]
@@ -78,11 +79,10 @@ def walk(lengths: list[int], num_runs: int, split_tiles: int) -> list[list[Split
 
 
 def _run(found: list[int], tiles: list[list[int]]) -> list[Split]:
-    b, split, at, stop = found
+    b, split, left = found
     mine = []
-    while at < stop:
+    for _ in range(left):
         mine.append((b, split))
-        at += tiles[b][split] + CHANGEOVER
         b, split = (b + 1, 0) if split + 1 == len(tiles[b]) else (b, split + 1)
     return mine
 
@@ -127,3 +127,8 @@ def test_more_sequences_than_are_looked_at_together(lengths: list[int]) -> None:
 def test_a_long_one_among_many_short_ones() -> None:
     """131072 keys and 63 times 512: 33 runs, none with twice its share."""
     check([512] * 40 + [100_000] + [512] * 23, 33, 64)
+
+
+def test_splits_of_very_different_sizes() -> None:
+    """One sequence has splits of 8 tiles and ends with a short one, between others with splits of 2."""
+    check([90, 500, 0, 15_000, 64, 64, 64, 64, 1, 3000], 7, 2)

@@ -60,8 +60,8 @@ def ask(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
     )  # fmt: skip
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
-    first_tile, _, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
+    origin, tiles, size, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    first_tile, _, count = keys.hand_of(split, origin, tiles, size, live_splits, PAGE_SIZE > 0)
     if (split < live_splits) & (count > 0):
         lanes = tl.arange(0, BLOCK_N)
         lanes = tl.where(count <= FEW_TILES, lanes, 0)

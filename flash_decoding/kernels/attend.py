@@ -131,10 +131,10 @@ def attend_kernel(
     )  # fmt: skip
     if row >= q_len * GROUP:
         return
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    origin, tiles, size, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     if split >= live_splits:
         return
-    first_tile, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
+    first_tile, step, count = keys.hand_of(split, origin, tiles, size, live_splits, PAGE_SIZE > 0)
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     in_q = rows < q_len * GROUP

@@ -74,7 +74,7 @@ def live_parts(
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         first_part = 0
-        _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        _, _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     return first_part, live
 
 
@@ -176,7 +176,7 @@ def combine_kernel(
     if lse_ptr is not None and block == 0:
         strides = (lse_sequence, lse_head, lse_token)
         lse = lse_ptr + lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)
-        tl.store(lse, softmax.log_sum_exp(peak, total))
+        tl.store(lse, softmax.merged_lse(peak, total))
 
 
 def launch(
@@ -208,7 +208,8 @@ def launch(
     """
     heads, num_splits = queries.heads, plan.num_splits
     tile = plan.tile
-    block = block_of(num_splits, parts.shape[-1], balanced=plan.balanced)
+    few = plan.balanced or plan.split_tokens > 0
+    block = block_of(num_splits, parts.shape[-1], few=few)
     blocks = triton.cdiv(parts.shape[-1], block["BLOCK_COLS"])
     args = (
         parts,
@@ -247,7 +248,11 @@ def launch(
     return repeat.launch(combine_kernel, blocks * queries.batch * queries.q_len * heads, args, constants)
 
 
-def block_of(num_splits: int, head_dim_v: int, *, balanced: bool = False) -> dict[str, int]:
-    """Splits merged at a time, and columns per program, as compile-time arguments."""
-    splits, columns = (32, 64) if balanced or num_splits <= FEW_SPLITS else (64, 32)
+def block_of(num_splits: int, head_dim_v: int, *, few: bool = False) -> dict[str, int]:
+    """Splits merged at a time, and columns per program, as compile-time arguments.
+
+    They tell in which order parts are added up. So fixed splits may not ask how many there could be: bits of
+    a sequence would depend on its capacity.
+    """
+    splits, columns = (32, 64) if few or num_splits <= FEW_SPLITS else (64, 32)
     return {"BLOCK_S": splits, "BLOCK_COLS": min(columns, padded(head_dim_v))}

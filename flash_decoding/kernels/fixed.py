@@ -84,22 +84,21 @@ def attend_fixed_kernel(
     row = pid % row_tiles * BLOCK_M
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
-    b, split, at, stop = whole.find(
+    b, split, left = whole.find(
         pid // (row_tiles * HEADS_KV), num_runs, row, batch, cache_seqlens_ptr, cache_leftpad_ptr,
         cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left, window_right, num_splits, split_tiles,
         GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
-    while at < stop:
+    while left > 0:
         q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
         end, lo, hi = keys.seen_by(
             b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        origin, tiles, splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
-        has_rows = row < q_len * GROUP
-        tiles, splits = tl.where(has_rows, tiles, 0), tl.where(has_rows, splits, 0)
-        first_tile, count = keys.fixed_hand_of(split, origin, tiles, split_tiles)
-        in_q = rows < q_len * GROUP  # a short query may have no row here: then nothing is read or written
+        origin, tiles, size, splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        has_rows = row < q_len * GROUP  # a short query may have none here: then nothing is read or written
+        first_tile, count = keys.fixed_hand_of(split, origin, tl.where(has_rows, tiles, 0), size)
+        in_q = rows < q_len * GROUP
         peak, total, acc = read_part(
             q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
             key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
@@ -112,8 +111,8 @@ def attend_fixed_kernel(
         out = acc / softmax.denominator(total)[:, None]
         store_out(out_ptr, out, flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
         tl.store(lse_ptr + flat_row, softmax.log_sum_exp(peak, total), mask=in_q)
-        at += whole.count(count, tl.minimum(splits, 1), BLOCK_N)
-        is_last = split + 1 >= splits
+        left -= has_rows.to(tl.int32)
+        is_last = (count < size) | (split + 1 >= splits)
         b += is_last.to(tl.int32)
         split = tl.where(is_last, 0, split + 1)
 

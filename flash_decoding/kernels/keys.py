@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from flash_decoding import spec
 from flash_decoding.kernels.load import VIA_L1
 
 if TYPE_CHECKING:
     from flash_decoding.spec import Options
+
+FIXED_SPLITS = tl.constexpr(spec.FIXED_SPLITS)
 
 
 def bounds(options: Options, q_len: int) -> dict[str, bool]:
@@ -112,24 +115,41 @@ def seen_by(
 def share(
     lo: tl.tensor, hi: tl.tensor, num_splits: tl.tensor, split_tiles: tl.tensor, BLOCK_N: tl.constexpr
 ) -> tl.tuple:
-    """First tile of [lo, hi), how many there are, and how many splits have any (at least one).
+    """Who has what of the tiles of [lo, hi), which start at multiples of BLOCK_N: so one lies inside one page
+    wherever pages are that large.
 
-    Tiles start at multiples of BLOCK_N, so that a tile lies inside one page wherever pages are that large.
-    ``split_tiles`` > 0 fixes the size of a split; otherwise as many splits as there are share the tiles.
-    Never are there more than ``num_splits``, which scratch has room for, whatever the lengths say.
+    Args:
+        lo: first slot that is seen.
+        hi: where they end.
+        num_splits: how many splits scratch has room for; never are there more, whatever the lengths say.
+        split_tiles: > 0 fixes the size of a split, for the most tiles that a few splits can have: see
+            :func:`fixed_size`. 0 lets as many splits as there are share the tiles.
+
+    Returns:
+        The first tile, how many there are, the tiles of a split where they are fixed (else 0), and how many
+        splits have any (at least one).
     """
     origin = lo // BLOCK_N
     tiles = tl.where(hi > lo, tl.cdiv(hi, BLOCK_N) - origin, 0)
-    fixed = tl.cdiv(tiles, tl.maximum(split_tiles, 1))
-    live = tl.minimum(tl.where(split_tiles > 0, fixed, tiles), num_splits)
-    return origin, tiles, tl.maximum(live, 1)
+    size = fixed_size(tiles, split_tiles)
+    live = tl.minimum(tl.where(size > 0, tl.cdiv(tiles, tl.maximum(size, 1)), tiles), num_splits)
+    return origin, tiles, size, tl.maximum(live, 1)
 
 
 @triton.jit
-def fixed_hand_of(split: tl.tensor, origin: tl.tensor, tiles: tl.tensor, split_tiles: tl.tensor) -> tl.tuple:
+def fixed_size(tiles: tl.tensor, split_tiles: tl.tensor) -> tl.tensor:
+    """Tiles of a split whose size is fixed by the tiles that its row tile sees, and by nothing else; or 0.
+
+    ``split_tiles``, unless these would be more than FIXED_SPLITS: what is added up in the end stays little.
+    """
+    return tl.where(split_tiles > 0, tl.maximum(split_tiles, tl.cdiv(tiles, FIXED_SPLITS)), 0)
+
+
+@triton.jit
+def fixed_hand_of(split: tl.tensor, origin: tl.tensor, tiles: tl.tensor, size: tl.tensor) -> tl.tuple:
     """Tiles of a split of a fixed size: the first, and how many; none beyond the last."""
-    first = tl.minimum(split * split_tiles, tiles)
-    return origin + first, tl.minimum(tiles - first, split_tiles)
+    first = tl.minimum(split * size, tiles)
+    return origin + first, tl.minimum(tiles - first, size)
 
 
 @triton.jit
@@ -137,27 +157,27 @@ def hand_of(
     split: tl.tensor,
     origin: tl.tensor,
     tiles: tl.tensor,
+    size: tl.tensor,
     live_splits: tl.tensor,
-    split_tiles: tl.tensor,
     PAGED: tl.constexpr,
 ) -> tl.tuple:
     """A live split's tiles: the first, the step from each to the next, and how many.
 
     Those of a contiguous cache are dealt out like cards: what programs read at the same time lies together
     in memory then, which is faster than as many streams far apart. Pages lie anywhere, so their tiles stay
-    in a row; so do those of splits of a fixed size, for a longer sequence to have the splits of the shorter.
+    in a row; so do those of splits of a fixed size, for the order in which keys are added up to be their own.
     """
-    fixed = split_tiles > 0
+    fixed = size > 0
     if PAGED:
-        first = tl.where(fixed, split * split_tiles, split * tiles // live_splits)
-        end = tl.where(fixed, first + split_tiles, (split + 1) * tiles // live_splits)
+        first = tl.where(fixed, split * size, split * tiles // live_splits)
+        end = tl.where(fixed, first + size, (split + 1) * tiles // live_splits)
         step = 1
         count = tl.maximum(tl.minimum(end, tiles) - first, 0)
     else:
-        first = tl.where(fixed, split * split_tiles, split)
+        first = tl.where(fixed, split * size, split)
         step = tl.where(fixed, 1, live_splits)
         left = tl.maximum(tiles - first, 0)
-        count = tl.where(fixed, tl.minimum(left, split_tiles), tl.cdiv(left, live_splits))
+        count = tl.where(fixed, tl.minimum(left, size), tl.cdiv(left, live_splits))
     return origin + first, step, count
 
 

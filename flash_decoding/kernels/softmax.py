@@ -57,10 +57,13 @@ def gather(peak: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tl.tuple:
 
 @triton.jit
 def from_partials(lse: tl.tensor, out: tl.tensor) -> tl.tuple:
-    """State of one row whose keys were seen by several programs: lse (parts,), out (parts, columns)."""
-    lse_log2 = lse * LOG2E
-    peak = tl.max(lse_log2, 0)
-    weight = tl.exp2(lse_log2 - _pivot(peak))
+    """State of one row whose keys were seen by several programs: lse (parts,), out (parts, columns).
+
+    Its peak is the largest LSE as it is, a natural logarithm: so what one program alone has seen comes out of
+    :func:`merge` and :func:`merged_lse` with the bits that it went in with.
+    """
+    peak = tl.max(lse, 0)
+    weight = tl.exp2((lse - _pivot(peak)) * LOG2E)
     return peak, tl.sum(weight, 0), tl.sum(weight[:, None] * out, 0)
 
 
@@ -73,12 +76,18 @@ def merge(
     total_other: tl.tensor,
     acc_other: tl.tensor,
 ) -> tl.tuple:
-    """State of one row that has seen the keys of two states."""
+    """State of one row that has seen the keys of two states of :func:`from_partials`."""
     peak_new = tl.maximum(peak, peak_other)
     pivot = _pivot(peak_new)
-    alpha = tl.exp2(peak - pivot)
-    beta = tl.exp2(peak_other - pivot)
+    alpha = tl.exp2((peak - pivot) * LOG2E)
+    beta = tl.exp2((peak_other - pivot) * LOG2E)
     return peak_new, total * alpha + total_other * beta, acc * alpha + acc_other * beta
+
+
+@triton.jit
+def merged_lse(peak: tl.tensor, total: tl.tensor) -> tl.tensor:
+    """Log-sum-exp of a state of :func:`from_partials`; -inf for an empty one."""
+    return tl.where(total == 0.0, float("-inf"), peak + tl.log2(denominator(total)) * LN2)
 
 
 @triton.jit

@@ -9,8 +9,9 @@ programs takes neighbours of them, across the borders of sequences::
     runs    | run 0       | run 1       | run 2       | run 3       | run 4       |
 
 What counts is time: a split counts its tiles, and some more for going over to it. Borders lie at equal
-distances along what is counted, and a split belongs to the run that its middle lies in, were it a full one:
-so none is in two, and a run has half a split more than its share at each end, at most.
+distances along what is counted, and a split belongs to the run that its middle lies in: so none
+is in two, and a run has half a split more than its share at each end, at most. Splits of a sequence
+are of one size, which is its own (:func:`keys.fixed_size`).
 
 Rows of one tile see other keys than those of the next where there are windows. A program looks at the splits
 that its own row tile has; sequences without such rows have none.
@@ -22,13 +23,6 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys, runs
-
-
-@triton.jit
-def count(tiles: tl.tensor, splits: tl.tensor, BLOCK_N: tl.constexpr) -> tl.tensor:
-    """What so many splits count that have so many tiles together."""
-    changeover: tl.constexpr = (runs.CHANGEOVER_KEYS + BLOCK_N - 1) // BLOCK_N
-    return tiles + splits * changeover
 
 
 @triton.jit
@@ -52,23 +46,61 @@ def splits_of(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
-    """First tile, tiles and splits that rows from ``row`` on have of each sequence; none past the last."""
+    """Splits that rows from ``row`` on have of each sequence (none past the last sequence), what these count
+    together, and what one does that is full.
+    """
+    changeover: tl.constexpr = (runs.CHANGEOVER_KEYS + BLOCK_N - 1) // BLOCK_N
     b = tl.minimum(sequences, batch - 1)
     _, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     _, lo, hi = keys.seen_by(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
-    origin, tiles, splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    _, tiles, size, splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
     has_rows = (sequences < batch) & (row < q_len * GROUP)
-    return origin, tl.where(has_rows, tiles, 0), tl.where(has_rows, splits, 0)
+    counted = tl.minimum(tiles, splits * size) + splits * changeover
+    return tl.where(has_rows, splits, 0), tl.where(has_rows, counted, 0), size + changeover
 
 
 @triton.jit
-def border(run: tl.tensor, num_runs: tl.tensor, total: tl.tensor, full: tl.tensor) -> tl.tensor:
-    """Where splits begin that are of a run, not of the one before: half a full split before their middle."""
-    position = (tl.cast(run, tl.int64) * total // num_runs).to(tl.int32)
-    return tl.where(run < num_runs, tl.maximum(position - full // 2, 0), total)
+def border(run: tl.tensor, num_runs: tl.tensor, total: tl.tensor) -> tl.tensor:
+    """Where a run begins, along what is counted."""
+    return (tl.cast(run, tl.int64) * total // num_runs).to(tl.int32)
+
+
+@triton.jit
+def before(
+    target: tl.tensor, seen: tl.tensor, splits: tl.tensor, counted: tl.tensor, full: tl.tensor
+) -> tl.tuple:
+    """How many splits of each sequence have their middle before the target, and whether all of them have.
+
+    ``seen`` is what the sequences before these count.
+    """
+    end = seen + tl.cumsum(counted, 0)
+    begin = end - counted
+    but_last = tl.maximum(splits - 1, 0)
+    last = begin + but_last * full
+    is_done = last + (end - last) // 2 < target
+    passed = tl.minimum(tl.maximum(tl.cdiv(target - full // 2 - begin, full), 0), but_last)
+    return tl.where(is_done, splits, passed), is_done
+
+
+@triton.jit
+def between(
+    start: tl.tensor,
+    stop: tl.tensor,
+    seen: tl.tensor,
+    splits: tl.tensor,
+    counted: tl.tensor,
+    full: tl.tensor,
+) -> tl.tuple:
+    """Of these sequences: how many have no split from ``start`` on, how many splits the next one has before
+    it, how many splits lie between start and stop, and what all of them count.
+    """
+    earlier, is_done = before(start, seen, splits, counted, full)
+    until, _ = before(stop, seen, splits, counted, full)
+    first_split = tl.sum(tl.where(is_done, 0, earlier), 0)
+    return tl.sum(is_done.to(tl.int32), 0), first_split, tl.sum(until - earlier, 0), tl.sum(counted, 0)
 
 
 @triton.jit
@@ -93,48 +125,30 @@ def find(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
 ) -> tl.tuple:
-    """The share of a run.
-
-    Returns:
-        The run's first split, as its sequence and its number there; along what is counted, where that split
-        begins, and where those begin that are no longer of the run.
-    """
+    """The share of a run: its first split, as a sequence and its number there, and how many splits it has."""
     lanes = tl.arange(0, runs.BATCH)
-    _, tiles, first_splits = splits_of(
+    first_splits, first_counted, first_full = splits_of(
         lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
         capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
         BOUND_RIGHT,
     )  # fmt: skip
-    counted = count(tiles, first_splits, BLOCK_N)
-    total = tl.sum(counted, 0)
+    total = tl.sum(first_counted, 0)
     for begin in range(runs.BATCH, batch, runs.BATCH):
-        _, tiles, splits = splits_of(
+        _, counted, _ = splits_of(
             begin + lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
             new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
             BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        total += tl.sum(count(tiles, splits, BLOCK_N), 0)
-    full = count(split_tiles, 1, BLOCK_N)
-    start, stop = border(run, num_runs, total, full), border(run + 1, num_runs, total, full)
+        total += tl.sum(counted, 0)
+    start, stop = border(run, num_runs, total), border(run + 1, num_runs, total)
 
-    sequence, before, seen = passed_by(start, 0, counted, first_splits, full)
+    sequence, split, left, seen = between(start, stop, 0, first_splits, first_counted, first_full)
     for begin in range(runs.BATCH, batch, runs.BATCH):
-        _, tiles, splits = splits_of(
+        splits, counted, full = splits_of(
             begin + lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
             new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
             BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        more, more_before, more_seen = passed_by(start, seen, count(tiles, splits, BLOCK_N), splits, full)
-        sequence, before, seen = sequence + more, before + more_before, seen + more_seen
-    split = tl.cdiv(tl.maximum(start - before, 0), full)
-    return sequence, split, before + split * full, stop
-
-
-@triton.jit
-def passed_by(
-    start: tl.tensor, seen: tl.tensor, counted: tl.tensor, splits: tl.tensor, full: tl.tensor
-) -> tl.tuple:
-    """How many of these sequences have no split from ``start`` on; what they count, and what all do."""
-    last = seen + tl.cumsum(counted, 0) - counted + tl.maximum(splits - 1, 0) * full
-    passed = last < start
-    return tl.sum(passed.to(tl.int32), 0), tl.sum(tl.where(passed, counted, 0), 0), tl.sum(counted, 0)
+        more, more_split, more_left, more_seen = between(start, stop, seen, splits, counted, full)
+        sequence, split, left, seen = sequence + more, split + more_split, left + more_left, seen + more_seen
+    return sequence, split, left

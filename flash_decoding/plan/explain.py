@@ -61,7 +61,9 @@ class Explanation:
         plan, tile = self.plan, self.plan.tile
         lines = [f"kernel   {TITLES[plan.kind]}, variant {plan.variant}"]
         if plan.variant == "triton":
-            share = f"{plan.split_tokens} keys each" if plan.split_tokens else "live keys shared evenly"
+            share = (
+                f"{plan.split_tokens} keys each, or more" if plan.split_tokens else "live keys shared evenly"
+            )
             lines.append(f"splits   {plan.num_splits} ({share}), {self.programs} programs")
             lines.append(
                 f"tile     {tile.block_m} rows x {tile.block_n} keys, {tile.num_warps} warps, "

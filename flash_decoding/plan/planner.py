@@ -16,7 +16,7 @@ from flash_decoding.plan.tiles import (
     row_tiles,
 )
 from flash_decoding.plan.variants import choose_variant
-from flash_decoding.spec import Kind, Plan, Problem, Tile
+from flash_decoding.spec import FIXED_SPLITS, Kind, Plan, Problem, Tile
 
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
@@ -139,9 +139,10 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
     """Fixed keys per split. Who reads a split may depend on the batch, but nothing that makes its bits."""
     tile, tile_of_runs = invariant_tiles(problem, hardware)
     tokens = max(1, INVARIANT_SPLIT_TOKENS // tile.block_n) * tile.block_n
-    splits = -(-visible_tiles(problem, tile) * tile.block_n // tokens)
+    splits = min(FIXED_SPLITS, -(-visible_tiles(problem, tile) * tile.block_n // tokens))
     reasons: tuple[str, ...] = (
-        f"batch_invariant: every split has {tokens} keys, whatever else is in the batch",
+        f"batch_invariant: every split has {tokens} keys, or a {FIXED_SPLITS}th of its sequence's, "
+        "whatever else is in the batch",
     )
     runs = choose_fixed_runs(problem, tile_of_runs, splits, hardware)
     if runs:
