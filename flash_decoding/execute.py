@@ -94,10 +94,10 @@ def run_kernels(
     kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
-    from flash_decoding.kernels import attend, balanced, combine, fixed
+    from flash_decoding.kernels import attend, balanced, combine
 
     q = queries.q
-    heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
+    heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_parts
     tokens = q.numel() // (heads * q.shape[-1])
     out = q.new_empty((*q.shape[:-1], head_dim_v))
     lse, lse_strides = _new_lse(queries, return_lse)
@@ -106,6 +106,9 @@ def run_kernels(
         strides = (*lse_strides, 0)
         first = attend.launch(queries, cache, options, plan, out=out, lse=target, lse_strides=strides)
         _keep(kind, first, out=out, lse=target)
+        return out, lse
+    if plan.split_tokens:
+        _run_fixed(queries, cache, options, plan, out=out, lse=target, lse_strides=lse_strides, kind=kind)
         return out, lse
     if plan.balanced:
         rows = (splits + queries.batch - 1, queries.q_len, heads)
@@ -116,12 +119,9 @@ def run_kernels(
         rows = (tokens, heads, splits)
         part_strides = (0 if queries.is_ragged else queries.q_len * heads * splits, splits, heads * splits, 1)
         parts, part_lse = _new(queries, *rows, head_dim_v), _new(queries, *rows)
-        if plan.runs:
-            first = fixed.launch(queries, cache, options, plan, parts=parts, part_lse=part_lse)
-        else:
-            first = attend.launch(
-                queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides
-            )
+        first = attend.launch(
+            queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides
+        )
     last = combine.launch(
         queries,
         cache,
@@ -136,6 +136,32 @@ def run_kernels(
     )
     _keep(kind, first, last, out=out, lse=target, scratch=(parts.numel(), part_lse.numel()))
     return out, lse
+
+
+def _run_fixed(
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    out: Tensor,
+    lse: Tensor | None,
+    lse_strides: tuple[int, int, int],
+    kind: repeats.Kind | None,
+) -> None:
+    """Several parts of fixed sizes: states of splits or leaves, and their reduction."""
+    from flash_decoding.kernels import attend, fixed, fold
+
+    rows = (out.numel() // (queries.heads * out.shape[-1]), queries.heads, plan.num_parts)
+    parts, sums = _new(queries, *rows, out.shape[-1]), _new(queries, *rows, 2)
+    if plan.runs:
+        first = fixed.launch(queries, cache, options, plan, parts=parts, part_lse=sums)
+    else:
+        first = attend.launch(queries, cache, options, plan, out=parts, lse=sums, lse_strides=(0, 0, 0, 0))
+    last = fold.launch(
+        queries, cache, options, plan, parts=parts, part_lse=sums, out=out, lse=lse, lse_strides=lse_strides
+    )
+    _keep(kind, first, last, out=out, lse=lse, scratch=(parts.numel(), sums.numel()))
 
 
 def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
@@ -157,8 +183,10 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     ]
     tile = runs_tile(problem, hardware)
     plans.append(Plan("flash_decoding", "triton", tile, 2, 0, (), overlaps, balanced=True))
-    _, tile = invariant_tiles(problem, hardware)
-    plans.append(Plan("flash_decoding", "triton", tile, 2, tile.block_n, (), overlaps, runs=2))
+    each, tile = invariant_tiles(problem, hardware)
+    fixed = Plan("flash_decoding", "triton", tile, 2, tile.block_n, (), overlaps)
+    plans += [dataclasses.replace(fixed, tile=tile, num_splits=n) for tile in {each, tile} for n in (1, 2)]
+    plans.append(dataclasses.replace(fixed, runs=2))
     for plan, return_lse in itertools.product(plans, (False, True)):
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 

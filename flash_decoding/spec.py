@@ -47,9 +47,6 @@ UNBOUNDED = -1
 
 Kind = Literal["flash_attention", "flash_decoding"]
 
-FIXED_SPLITS = 128
-"""Splits of a sequence at most where their size is fixed: those of longer sequences are larger."""
-
 
 @dataclass(frozen=True, eq=False)
 class Options:
@@ -286,14 +283,21 @@ class Plan:
     tile: Tile
     num_splits: int
     split_tokens: int
-    """Keys per split when fixed (batch-invariant mode): at least, where there were more than FIXED_SPLITS
-    of them. 0 where live keys are shared evenly."""
+    """Keys per split, at least, when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
     reasons: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Why, in words, one decision a line."""
     overlap: bool = False
     """Kernels start while the one before them ends (programmatic dependent launch)."""
     balanced: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
+    leaf_tokens: int = 0
+    """Keys of a leaf, of which fixed splits are made (a few times less in sequences of one split); 0: all."""
+    num_leaves: int = 0
+    """Where > 0, each leaf has a program, not each fixed split: at most so many of a sequence."""
     runs: int = 0
-    """Programs of each key/value head and row tile that share splits of fixed size of all sequences; 0 where
-    each split has a program of its own."""
+    """Where > 0, so many programs of each key/value head and row tile share fixed splits of all sequences."""
+
+    @property
+    def num_parts(self) -> int:
+        """Partial results of each row that scratch has room for."""
+        return self.num_leaves or self.num_splits

@@ -148,7 +148,7 @@ def plan_of(inputs: Inputs, *, num_splits: int = 0, batch_invariant: bool = Fals
     problem = execute.problem_of(*inputs, return_lse=True)
     plan = make_plan(problem, hardware, num_splits=num_splits, batch_invariant=batch_invariant)
     if runs and batch_invariant:
-        plan = dataclasses.replace(plan, runs=runs)
+        plan = dataclasses.replace(plan, runs=runs, num_leaves=0)
     elif runs:
         plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=runs, balanced=True)
     return plan if device.type == "cuda" else dataclasses.replace(plan, overlap=False)

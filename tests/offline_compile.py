@@ -57,7 +57,7 @@ class Case:
     runs: int = 0
     """Where > 0, work is shared across sequences by so many programs a head."""
     invariant: bool = False
-    """They share whole splits of a fixed size."""
+    """Splits have a fixed size; where there are runs, these share them whole."""
     linear: bool = False
     """The linear layers of a step in place of its attention."""
 
@@ -70,6 +70,12 @@ CASES = (
     Case("fixed_head_dim_64", runs=33, invariant=True, head_dim=64, head_dim_v=64),
     Case("fixed_head_dim_256", runs=33, invariant=True, head_dim=256, head_dim_v=256),
     Case("fixed_fp32", runs=33, invariant=True, dtype=torch.float32),
+    Case("splits", invariant=True),
+    Case("splits_paged_16", invariant=True, page_size=16),
+    Case("splits_head_dim_64", invariant=True, head_dim=64, head_dim_v=64),
+    Case("splits_head_dim_256", invariant=True, head_dim=256, head_dim_v=256),
+    Case("splits_fp32", invariant=True, dtype=torch.float32),
+    Case("splits_verify_8_tokens", invariant=True, q_len=8, options=(("causal", True),)),
     Case("fixed_verify_8_tokens", runs=33, invariant=True, q_len=8, options=(("causal", True),)),
     Case("linear", linear=True),
     Case("decode_contiguous"),
@@ -160,7 +166,7 @@ def plan_of(case: Case, given: tuple[Queries, KVCache, Options], hardware: Hardw
     if case.invariant:
         _, tile = invariant_tiles(problem, hardware)
         plan = make_plan(problem, hardware, batch_invariant=True)
-        return dataclasses.replace(plan, tile=tile, runs=case.runs)
+        return dataclasses.replace(plan, tile=tile, runs=case.runs, num_leaves=0)
     plan = make_plan(problem, hardware, num_splits=case.num_splits)
     return dataclasses.replace(plan, num_splits=case.runs, balanced=True) if case.runs else plan
 

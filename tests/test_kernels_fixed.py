@@ -35,12 +35,21 @@ FEATURES = (
 )  # fmt: skip
 
 
-def small_splits(inputs: Inputs, *, runs: int = 0, tiles: int = 2) -> Plan:
-    """A batch-invariant plan with splits of a few tiles, for short sequences to have many."""
+def small_splits(
+    inputs: Inputs, *, runs: int = 0, tiles: int = 2, leaf: int = 1, by_leaf: bool = False
+) -> Plan:
+    """A batch-invariant plan with splits and leaves of a few tiles, for short sequences to have many."""
     plan = plan_of(inputs, batch_invariant=True, runs=runs)
     problem = execute.problem_of(*inputs, return_lse=True)
-    splits = -(-problem.kv_len // (tiles * plan.tile.block_n)) + 1
-    return dataclasses.replace(plan, num_splits=splits, split_tokens=tiles * plan.tile.block_n)
+    block_n = plan.tile.block_n
+    splits = -(-problem.kv_len // (tiles * block_n)) + 1
+    return dataclasses.replace(
+        plan,
+        num_splits=splits,
+        split_tokens=tiles * block_n,
+        leaf_tokens=leaf * block_n,
+        num_leaves=splits * tiles if by_leaf else 0,
+    )
 
 
 def alone(inputs: Inputs, b: int) -> Inputs:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flash_decoding import execute
-from flash_decoding.spec import FIXED_SPLITS, KVCache
+from flash_decoding.invariant import MOST_SPLITS
+from flash_decoding.spec import KVCache
 from tests.helpers import Case, Inputs, assert_close_to_reference, make_inputs
 from tests.kernel_cases import plan_of
 from tests.test_kernels_fixed import alone, results_of, small_splits
@@ -49,8 +50,8 @@ def test_more_than_the_most_splits_make_them_larger(page_size: int, device: torc
     """17001 keys are 133 tiles of 128, more than there may be splits; in pages 266 of 64."""
     case = dataclasses.replace(LONG, page_size=page_size)
     inputs = make_inputs(case, device=device)
-    plan = dataclasses.replace(small_splits(inputs, runs=7, tiles=1), num_splits=FIXED_SPLITS)
-    assert plan.split_tokens * FIXED_SPLITS < 16_500
+    plan = dataclasses.replace(small_splits(inputs, runs=7, tiles=1), num_splits=MOST_SPLITS)
+    assert plan.split_tokens * MOST_SPLITS < 16_500
     together = execute.run_kernels(*inputs, plan)
     assert_close_to_reference(together[0], together[1], *inputs)
     for b in range(case.batch):

@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="kernels need Triton; the CPU path does wit
 import triton
 import triton.language as tl
 
+from flash_decoding.invariant import MOST_SPLITS
 from flash_decoding.kernels import runs, whole
-from flash_decoding.spec import FIXED_SPLITS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_N = 16
@@ -52,6 +52,7 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
         splits,
         split_tiles,
         1,
+        1,
         16,
         BLOCK,
         False,
@@ -65,7 +66,7 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
 def tiles_of_splits(length: int, split_tiles: int) -> list[int]:
     """Tiles of each split of a sequence; one without keys has a split without tiles."""
     tiles = -(-length // BLOCK_N)
-    size = max(split_tiles, -(-tiles // FIXED_SPLITS))
+    size = max(split_tiles, -(-tiles // MOST_SPLITS))
     return [min(size, tiles - first) for first in range(0, tiles, size)] or [0]
 
 

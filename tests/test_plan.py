@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_decoding.errors import InvalidInput, Unsupported
+from flash_decoding.invariant import MOST_SPLITS, SPLIT_TOKENS
 from flash_decoding.plan import Hardware, explain, invariant_tiles, make_plan
 from flash_decoding.plan.hardware import CPU, PRESETS
 from flash_decoding.plan.planner import visible_tiles
-from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, MAX_SPLITS, choose_num_splits
+from flash_decoding.plan.splits import MAX_SPLITS, choose_num_splits
 from flash_decoding.plan.tiles import choose_tile, regime_of, residents, smem_bytes, tiles_for
 from flash_decoding.plan.variants import VARIANTS
-from flash_decoding.spec import FIXED_SPLITS, Plan, Problem
+from flash_decoding.spec import Plan, Problem
 
 H200 = Hardware.named("H200")
 GPUS = st.sampled_from(PRESETS)
@@ -107,8 +108,8 @@ def test_batch_invariant_plans_split_alike_for_every_batch(
     plan = make_plan(problem, hardware, batch_invariant=True)
     assert essence(plan) == essence(make_plan(other, hardware, batch_invariant=True))
     assert plan.split_tokens * plan.num_splits >= min(problem.visible_len, plan.split_tokens)
-    assert plan.split_tokens == max(INVARIANT_SPLIT_TOKENS, plan.tile.block_n)
-    assert plan.num_splits <= FIXED_SPLITS
+    assert plan.split_tokens == max(SPLIT_TOKENS, plan.tile.block_n)
+    assert plan.num_splits <= MOST_SPLITS
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_tiles_of_batch_invariant_calls_differ_in_stages_alone(problem: Problem,
 def test_packed_keys_may_begin_inside_a_tile() -> None:
     """As many as a split has reach into a second one then, and nothing of them may be lost."""
     plan = make_plan(Problem(2, 1, 8, 2, 64, 64, 1024, 2, ragged=True), H200, batch_invariant=True)
-    assert plan.split_tokens == INVARIANT_SPLIT_TOKENS
+    assert plan.split_tokens == SPLIT_TOKENS
     assert plan.num_splits == 2
 
 

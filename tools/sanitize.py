@@ -43,7 +43,7 @@ def across_sequences(plan: Plan) -> Plan:
 def whole_splits(plan: Plan) -> Plan:
     """The plan with splits of a tile each, shared across sequences; in the scratch of two of a sequence."""
     return dataclasses.replace(
-        plan, kind="flash_decoding", num_splits=2, split_tokens=plan.tile.block_n, runs=5
+        plan, kind="flash_decoding", num_splits=2, split_tokens=plan.tile.block_n, num_leaves=0, runs=5
     )
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import attend, balanced, keys, overlap, repeat, softmax, whole
+from flash_decoding.kernels import attend, balanced, fixed_sizes, keys, overlap, repeat, whole
 from flash_decoding.kernels.part import read_part
-from flash_decoding.kernels.rows import store_out
+from flash_decoding.kernels.rows import store_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-@triton.jit(do_not_specialize=[*balanced.UNSPECIALISED, "num_splits", "split_tiles"])
+@triton.jit(do_not_specialize=[*balanced.UNSPECIALISED, "num_splits", "split_tiles", "leaf_tiles"])
 def attend_fixed_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -61,6 +61,7 @@ def attend_fixed_kernel(
     num_runs: tl.tensor,
     num_splits: tl.tensor,
     split_tiles: tl.tensor,
+    leaf_tiles: tl.tensor,
     HEADS_KV: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -87,7 +88,7 @@ def attend_fixed_kernel(
     b, split, left = whole.find(
         pid // (row_tiles * HEADS_KV), num_runs, row, batch, cache_seqlens_ptr, cache_leftpad_ptr,
         cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left, window_right, num_splits, split_tiles,
-        GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        leaf_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     while left > 0:
         q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
@@ -95,22 +96,21 @@ def attend_fixed_kernel(
             b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        origin, tiles, size, splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        origin, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
+        size, leaf, splits = fixed_sizes.share(tiles, num_splits, split_tiles, leaf_tiles, 0)
         has_rows = row < q_len * GROUP  # a short query may have none here: then nothing is read or written
-        first_tile, count = keys.fixed_hand_of(split, origin, tl.where(has_rows, tiles, 0), size)
+        first_tile, count = fixed_sizes.hand_of(split, origin, tl.where(has_rows, tiles, 0), size)
         in_q = rows < q_len * GROUP
         peak, total, acc = read_part(
             q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
             key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
             alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
             table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, 1,
-            count, split == 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+            count, split == 0, leaf, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT, SOFTCAP, True,
         )  # fmt: skip
         flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-        out = acc / softmax.denominator(total)[:, None]
-        store_out(out_ptr, out, flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
-        tl.store(lse_ptr + flat_row, softmax.log_sum_exp(peak, total), mask=in_q)
+        store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
         left -= has_rows.to(tl.int32)
         is_last = (count < size) | (split + 1 >= splits)
         b += is_last.to(tl.int32)
@@ -128,11 +128,11 @@ def launch(
         options: scale, window, softcap, ALiBi, sinks.
         plan: tile, splits and their size, and ``runs``.
         parts: contiguous (tokens, heads_q, num_splits, head_dim_v) fp32.
-        part_lse: contiguous (tokens, heads_q, num_splits) fp32.
+        part_lse: contiguous (tokens, heads_q, num_splits, 2) fp32, for peaks and totals.
     """
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.runs
-    split_tiles = plan.split_tokens // plan.tile.block_n
-    sizes = (queries.batch, plan.runs, plan.num_splits, split_tiles)
+    split_tiles, leaf_tiles, _ = fixed_sizes.arguments(plan)
+    sizes = (queries.batch, plan.runs, plan.num_parts, split_tiles, leaf_tiles)
     args = (*attend.inputs(queries, cache, options, parts, part_lse), *sizes)
     return repeat.launch(attend_fixed_kernel, programs, args, attend.constants(queries, cache, options, plan))

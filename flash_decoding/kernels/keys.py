@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding import spec
+from flash_decoding.kernels import fixed_sizes
 from flash_decoding.kernels.load import VIA_L1
 
 if TYPE_CHECKING:
     from flash_decoding.spec import Options
-
-FIXED_SPLITS = tl.constexpr(spec.FIXED_SPLITS)
 
 
 def bounds(options: Options, q_len: int) -> dict[str, bool]:
@@ -112,73 +110,70 @@ def seen_by(
 
 
 @triton.jit
-def share(
-    lo: tl.tensor, hi: tl.tensor, num_splits: tl.tensor, split_tiles: tl.tensor, BLOCK_N: tl.constexpr
-) -> tl.tuple:
-    """Who has what of the tiles of [lo, hi), which start at multiples of BLOCK_N: so one lies inside one page
-    wherever pages are that large.
+def seen_tiles(lo: tl.tensor, hi: tl.tensor, BLOCK_N: tl.constexpr) -> tl.tuple:
+    """First tile of [lo, hi), and how many there are.
 
-    Args:
-        lo: first slot that is seen.
-        hi: where they end.
-        num_splits: how many splits scratch has room for; never are there more, whatever the lengths say.
-        split_tiles: > 0 fixes the size of a split, for the most tiles that a few splits can have: see
-            :func:`fixed_size`. 0 lets as many splits as there are share the tiles.
-
-    Returns:
-        The first tile, how many there are, the tiles of a split where they are fixed (else 0), and how many
-        splits have any (at least one).
+    They start at multiples of BLOCK_N, so that a tile lies inside one page wherever pages are that large.
     """
     origin = lo // BLOCK_N
-    tiles = tl.where(hi > lo, tl.cdiv(hi, BLOCK_N) - origin, 0)
-    size = fixed_size(tiles, split_tiles)
-    live = tl.minimum(tl.where(size > 0, tl.cdiv(tiles, tl.maximum(size, 1)), tiles), num_splits)
-    return origin, tiles, size, tl.maximum(live, 1)
+    return origin, tl.where(hi > lo, tl.cdiv(hi, BLOCK_N) - origin, 0)
 
 
 @triton.jit
-def fixed_size(tiles: tl.tensor, split_tiles: tl.tensor) -> tl.tensor:
-    """Tiles of a split whose size is fixed by the tiles that its row tile sees, and by nothing else; or 0.
-
-    ``split_tiles``, unless these would be more than FIXED_SPLITS: what is added up in the end stays little.
-    """
-    return tl.where(split_tiles > 0, tl.maximum(split_tiles, tl.cdiv(tiles, FIXED_SPLITS)), 0)
-
-
-@triton.jit
-def fixed_hand_of(split: tl.tensor, origin: tl.tensor, tiles: tl.tensor, size: tl.tensor) -> tl.tuple:
-    """Tiles of a split of a fixed size: the first, and how many; none beyond the last."""
-    first = tl.minimum(split * size, tiles)
-    return origin + first, tl.minimum(tiles - first, size)
+def live_splits(tiles: tl.tensor, num_splits: tl.tensor) -> tl.tensor:
+    """How many of the splits that share so many tiles have any (at least one)."""
+    return tl.maximum(tl.minimum(tiles, num_splits), 1)
 
 
 @triton.jit
 def hand_of(
-    split: tl.tensor,
-    origin: tl.tensor,
-    tiles: tl.tensor,
-    size: tl.tensor,
-    live_splits: tl.tensor,
-    PAGED: tl.constexpr,
+    split: tl.tensor, origin: tl.tensor, tiles: tl.tensor, live: tl.tensor, PAGED: tl.constexpr
 ) -> tl.tuple:
     """A live split's tiles: the first, the step from each to the next, and how many.
 
     Those of a contiguous cache are dealt out like cards: what programs read at the same time lies together
     in memory then, which is faster than as many streams far apart. Pages lie anywhere, so their tiles stay
-    in a row; so do those of splits of a fixed size, for the order in which keys are added up to be their own.
+    in a row.
     """
-    fixed = size > 0
     if PAGED:
-        first = tl.where(fixed, split * size, split * tiles // live_splits)
-        end = tl.where(fixed, first + size, (split + 1) * tiles // live_splits)
+        first = split * tiles // live
         step = 1
-        count = tl.maximum(tl.minimum(end, tiles) - first, 0)
+        count = (split + 1) * tiles // live - first
     else:
-        first = tl.where(fixed, split * size, split)
-        step = tl.where(fixed, 1, live_splits)
-        left = tl.maximum(tiles - first, 0)
-        count = tl.where(fixed, tl.minimum(left, size), tl.cdiv(left, live_splits))
+        first = split
+        step = live
+        count = tl.cdiv(tl.maximum(tiles - split, 0), live)
     return origin + first, step, count
+
+
+@triton.jit
+def part_of(
+    part: tl.tensor,
+    lo: tl.tensor,
+    hi: tl.tensor,
+    num_parts: tl.tensor,
+    split_tiles: tl.tensor,
+    leaf_tiles: tl.tensor,
+    by_leaf: tl.tensor,
+    BLOCK_N: tl.constexpr,
+    PAGED: tl.constexpr,
+) -> tl.tuple:
+    """What a program has of [lo, hi): its first tile, the step to the next, how many, of how many each leaf
+    has (0 where there are none), and how many parts live.
+
+    Sizes are fixed where there is ``split_tiles`` (:mod:`~flash_decoding.kernels.fixed_sizes`). Else as many
+    splits as there are share the tiles.
+    """
+    origin, tiles = seen_tiles(lo, hi, BLOCK_N)
+    if split_tiles is None:
+        live = live_splits(tiles, num_parts)
+        first, step, count = hand_of(part, origin, tiles, live, PAGED)
+        leaf = 0
+    else:
+        size, leaf, live = fixed_sizes.share(tiles, num_parts, split_tiles, leaf_tiles, by_leaf)
+        first, count = fixed_sizes.hand_of(part, origin, tiles, size)
+        step = 1
+    return first, step, count, leaf, live
 
 
 @triton.jit

@@ -11,7 +11,7 @@ programs takes neighbours of them, across the borders of sequences::
 What counts is time: a split counts its tiles, and some more for going over to it. Borders lie at equal
 distances along what is counted, and a split belongs to the run that its middle lies in: so none
 is in two, and a run has half a split more than its share at each end, at most. Splits of a sequence
-are of one size, which is its own (:func:`keys.fixed_size`).
+are of one size, which is its own (:func:`fixed_sizes.sizes`).
 
 Rows of one tile see other keys than those of the next where there are windows. A program looks at the splits
 that its own row tile has; sequences without such rows have none.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, runs
+from flash_decoding.kernels import fixed_sizes, keys, runs
 
 
 @triton.jit
@@ -40,6 +40,7 @@ def splits_of(
     window_right: tl.tensor,
     num_splits: tl.tensor,
     split_tiles: tl.tensor,
+    leaf_tiles: tl.tensor,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -56,7 +57,8 @@ def splits_of(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
-    _, tiles, size, splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
+    size, _, splits = fixed_sizes.share(tiles, num_splits, split_tiles, leaf_tiles, 0)
     has_rows = (sequences < batch) & (row < q_len * GROUP)
     counted = tl.minimum(tiles, splits * size) + splits * changeover
     return tl.where(has_rows, splits, 0), tl.where(has_rows, counted, 0), size + changeover
@@ -119,6 +121,7 @@ def find(
     window_right: tl.tensor,
     num_splits: tl.tensor,
     split_tiles: tl.tensor,
+    leaf_tiles: tl.tensor,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -129,15 +132,15 @@ def find(
     lanes = tl.arange(0, runs.BATCH)
     first_splits, first_counted, first_full = splits_of(
         lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-        capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
-        BOUND_RIGHT,
+        capacity, window_left, window_right, num_splits, split_tiles, leaf_tiles, GROUP, BLOCK_M, BLOCK_N,
+        BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     total = tl.sum(first_counted, 0)
     for begin in range(runs.BATCH, batch, runs.BATCH):
         _, counted, _ = splits_of(
             begin + lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
-            BOUND_LEFT, BOUND_RIGHT,
+            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, leaf_tiles, GROUP,
+            BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         total += tl.sum(counted, 0)
     start, stop = border(run, num_runs, total), border(run + 1, num_runs, total)
@@ -146,8 +149,8 @@ def find(
     for begin in range(runs.BATCH, batch, runs.BATCH):
         splits, counted, full = splits_of(
             begin + lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
-            BOUND_LEFT, BOUND_RIGHT,
+            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, leaf_tiles, GROUP,
+            BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         more, more_split, more_left, more_seen = between(start, stop, seen, splits, counted, full)
         sequence, split, left, seen = sequence + more, split + more_split, left + more_left, seen + more_seen

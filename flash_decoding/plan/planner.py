@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from functools import lru_cache
 
+from flash_decoding.invariant import LEAF_TOKENS, MOST_SPLITS, SHORT_LEAVES, SPLIT_TOKENS
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, choose_num_splits, tiles_in
+from flash_decoding.plan.splits import choose_num_splits, tiles_in
 from flash_decoding.plan.tiles import (
     Regime,
     choose_tile,
@@ -16,7 +17,7 @@ from flash_decoding.plan.tiles import (
     row_tiles,
 )
 from flash_decoding.plan.variants import choose_variant
-from flash_decoding.spec import FIXED_SPLITS, Kind, Plan, Problem, Tile
+from flash_decoding.spec import Kind, Plan, Problem, Tile
 
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
@@ -137,22 +138,39 @@ def _kind(splits: int) -> Kind:
 
 def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
     """Fixed keys per split. Who reads a split may depend on the batch, but nothing that makes its bits."""
-    tile, tile_of_runs = invariant_tiles(problem, hardware)
-    tokens = max(1, INVARIANT_SPLIT_TOKENS // tile.block_n) * tile.block_n
-    splits = min(FIXED_SPLITS, -(-visible_tiles(problem, tile) * tile.block_n // tokens))
+    tile, tile_of_few = invariant_tiles(problem, hardware)
+    tokens = max(1, SPLIT_TOKENS // tile.block_n) * tile.block_n
+    splits = min(MOST_SPLITS, -(-visible_tiles(problem, tile) * tile.block_n // tokens))
     reasons: tuple[str, ...] = (
-        f"batch_invariant: every split has {tokens} keys, or a {FIXED_SPLITS}th of its sequence's, "
+        f"batch_invariant: every split has {tokens} keys, or a {MOST_SPLITS}th of its sequence's, "
         "whatever else is in the batch",
     )
-    runs = choose_fixed_runs(problem, tile_of_runs, splits, hardware)
+    leaf_tokens = max(tile.block_n, LEAF_TOKENS)
+    runs = choose_fixed_runs(problem, tile_of_few, splits, hardware)
+    leaves = choose_leaves(problem, tile, splits, hardware)
     if runs:
-        tile = tile_of_runs
-        reasons = (
-            *reasons,
-            f"more than run at once: {runs} programs for each key/value head share all splits",
-        )
-    overlaps = hardware.overlaps_launches
-    return Plan(_kind(splits), "triton", tile, splits, tokens, reasons, overlaps, runs=runs)
+        tile = tile_of_few
+        reasons += (f"more than run at once: {runs} programs for each key/value head share all splits",)
+    elif leaves:
+        reasons += (f"too few programs: up to {leaves} parts of splits of each sequence have one",)
+    parts, overlaps = leaves or splits, hardware.overlaps_launches
+    return Plan(
+        _kind(parts), "triton", tile, splits, tokens, reasons, overlaps,
+        leaf_tokens=leaf_tokens, num_leaves=leaves, runs=runs,
+    )  # fmt: skip
+
+
+def choose_leaves(problem: Problem, tile: Tile, splits: int, hardware: Hardware) -> int:
+    """Most leaves of a sequence, where each is to have a program; 0 where splits give enough of them."""
+    programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
+    if programs * splits >= hardware.sm_count:
+        return 0
+    leaf_tiles = max(1, LEAF_TOKENS // tile.block_n)
+    split_tiles = max(1, SPLIT_TOKENS // tile.block_n)
+    tiles = visible_tiles(problem, tile)
+    short = -(-min(tiles, split_tiles) // max(1, leaf_tiles // SHORT_LEAVES))
+    leaves = max(short, -(-tiles // leaf_tiles) if tiles > split_tiles else 0)
+    return leaves if leaves > splits else 0
 
 
 def invariant_tiles(problem: Problem, hardware: Hardware) -> tuple[Tile, Tile]:
@@ -169,7 +187,7 @@ def invariant_tiles(problem: Problem, hardware: Hardware) -> tuple[Tile, Tile]:
 
 
 def _cpu_plan(*, num_splits: int, batch_invariant: bool) -> Plan:
-    tokens = INVARIANT_SPLIT_TOKENS if batch_invariant else 0
+    tokens = SPLIT_TOKENS if batch_invariant else 0
     reason = "on a CPU the keys are computed in parts, as its threads and caches want them"
     kind: Kind = "flash_attention" if num_splits == 1 else "flash_decoding"
     return Plan(kind, "cpu", Tile(0, 0, 0, 0), num_splits, tokens, (reason,))
