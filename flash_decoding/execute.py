@@ -97,7 +97,7 @@ def run_kernels(
     from flash_decoding.kernels import attend, balanced, combine
 
     q = queries.q
-    heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_parts
+    heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], (plan.num_leaves or plan.num_splits)
     tokens = q.numel() // (heads * q.shape[-1])
     out = q.new_empty((*q.shape[:-1], head_dim_v))
     lse, lse_strides = _new_lse(queries, return_lse)
@@ -152,7 +152,11 @@ def _run_fixed(
     """Several parts of fixed sizes: states of splits or leaves, and their reduction."""
     from flash_decoding.kernels import attend, fixed, fold
 
-    rows = (out.numel() // (queries.heads * out.shape[-1]), queries.heads, plan.num_parts)
+    rows = (
+        out.numel() // (queries.heads * out.shape[-1]),
+        queries.heads,
+        plan.num_leaves or plan.num_splits,
+    )
     parts, sums = _new(queries, *rows, out.shape[-1]), _new(queries, *rows, 2)
     if plan.runs:
         first = fixed.launch(queries, cache, options, plan, parts=parts, part_lse=sums)

@@ -291,13 +291,8 @@ class Plan:
     balanced: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
     leaf_tokens: int = 0
-    """Keys of a leaf, of which fixed splits are made (a few times less in sequences of one split); 0: all."""
+    """Keys of a leaf, of which fixed splits are made (fewer in sequences of one split); 0: none."""
     num_leaves: int = 0
     """Where > 0, each leaf has a program, not each fixed split: at most so many of a sequence."""
     runs: int = 0
     """Where > 0, so many programs of each key/value head and row tile share fixed splits of all sequences."""
-
-    @property
-    def num_parts(self) -> int:
-        """Partial results of each row that scratch has room for."""
-        return self.num_leaves or self.num_splits

@@ -108,6 +108,7 @@ def attend_kernel(
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
     STATES: tl.constexpr,
+    LEAVES: tl.constexpr,
 ) -> None:
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
@@ -151,7 +152,7 @@ def attend_kernel(
         sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows, table_stride, b,
         head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0, leaf,
         HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
-        SOFTCAP, split_tiles is not None,
+        SOFTCAP, LEAVES,
     )  # fmt: skip
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
     if STATES:
@@ -187,12 +188,12 @@ def launch(
         lse_strides: of lse, for (sequence, head, token, split).
     """
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
-    programs = row_tiles * cache.heads * plan.num_parts * queries.batch
-    sizes = (plan.num_parts, *fixed_sizes.arguments(plan))
+    programs = row_tiles * cache.heads * (plan.num_leaves or plan.num_splits) * queries.batch
+    sizes = ((plan.num_leaves or plan.num_splits), *fixed_sizes.arguments(plan))
     args = (*inputs(queries, cache, options, out, lse), *lse_strides, *sizes)
-    states = plan.split_tokens > 0 and plan.num_parts > 1
-    constants_of_it = {**constants(queries, cache, options, plan), "STATES": states}
-    return repeat.launch(attend_kernel, programs, args, constants_of_it)
+    states = plan.split_tokens > 0 and (plan.num_leaves or plan.num_splits) > 1
+    kinds = {"STATES": states, "LEAVES": plan.leaf_tokens > 0}
+    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan) | kinds)
 
 
 def inputs(

@@ -75,6 +75,7 @@ def attend_fixed_kernel(
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    LEAVES: tl.constexpr,
 ) -> None:
     if OVERLAP:
         overlap.wait_for_the_kernel_before()
@@ -107,7 +108,7 @@ def attend_fixed_kernel(
             alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
             table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, 1,
             count, split == 0, leaf, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT, SOFTCAP, True,
+            BOUND_LEFT, BOUND_RIGHT, SOFTCAP, LEAVES,
         )  # fmt: skip
         flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
         store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q, HEAD_DIM_V, BLOCK_DV)
@@ -133,6 +134,7 @@ def launch(
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.runs
     split_tiles, leaf_tiles, _ = fixed_sizes.arguments(plan)
-    sizes = (queries.batch, plan.runs, plan.num_parts, split_tiles, leaf_tiles)
+    sizes = (queries.batch, plan.runs, plan.num_splits, split_tiles, leaf_tiles)
     args = (*attend.inputs(queries, cache, options, parts, part_lse), *sizes)
-    return repeat.launch(attend_fixed_kernel, programs, args, attend.constants(queries, cache, options, plan))
+    constants = attend.constants(queries, cache, options, plan) | {"LEAVES": plan.leaf_tokens > 0}
+    return repeat.launch(attend_fixed_kernel, programs, args, constants)

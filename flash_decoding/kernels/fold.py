@@ -228,7 +228,7 @@ def launch(
         cache.new_tokens,
         cache.capacity,
         *lse_strides,
-        plan.num_parts,
+        plan.num_leaves or plan.num_splits,
         *fixed_sizes.arguments(plan),
     )
     constants = {

@@ -17,7 +17,7 @@ from flash_decoding.plan.tiles import (
     row_tiles,
 )
 from flash_decoding.plan.variants import choose_variant
-from flash_decoding.spec import Kind, Plan, Problem, Tile
+from flash_decoding.spec import Kind, Plan, Problem, Tile, padded
 
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
@@ -145,7 +145,7 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
         f"batch_invariant: every split has {tokens} keys, or a {MOST_SPLITS}th of its sequence's, "
         "whatever else is in the batch",
     )
-    leaf_tokens = max(tile.block_n, LEAF_TOKENS)
+    leaf_tokens = max(tile.block_n, LEAF_TOKENS) if has_leaves(problem, tile) else 0
     runs = choose_fixed_runs(problem, tile_of_few, splits, hardware)
     leaves = choose_leaves(problem, tile, splits, hardware)
     if runs:
@@ -160,10 +160,15 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
     )  # fmt: skip
 
 
+def has_leaves(problem: Problem, tile: Tile) -> bool:
+    """Whether splits are made of leaves: where registers have room for a split's state beside a leaf's."""
+    return tile.block_m == 16 and padded(problem.head_dim_v) <= 128 and problem.element_bytes == 2
+
+
 def choose_leaves(problem: Problem, tile: Tile, splits: int, hardware: Hardware) -> int:
     """Most leaves of a sequence, where each is to have a program; 0 where splits give enough of them."""
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
-    if programs * splits >= hardware.sm_count:
+    if programs * splits >= hardware.sm_count or not has_leaves(problem, tile):
         return 0
     leaf_tiles = max(1, LEAF_TOKENS // tile.block_n)
     split_tiles = max(1, SPLIT_TOKENS // tile.block_n)
