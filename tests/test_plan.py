@@ -229,3 +229,12 @@ def test_explain_in_words() -> None:
 def test_explain_refuses_sizes_that_no_call_has(heads_q: int, kv_len: int, dtype: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         explain(batch=1, heads_q=heads_q, heads_kv=2, head_dim=64, kv_len=kv_len, dtype=dtype, gpu="H100")
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "leaves"), [(1, 4096, 16), (1, 512, 8), (1, 256, 4), (64, 1024, 0), (1, 2**17, 0)]
+)
+def test_leaves_have_programs_where_splits_are_too_few(batch: int, kv_len: int, leaves: int) -> None:
+    plan = make_plan(Problem(batch, 1, 32, 8, 128, 128, kv_len, 2), H200, batch_invariant=True)
+    assert plan.num_leaves == leaves
+    assert not (leaves and plan.runs)
