@@ -101,13 +101,9 @@ class Options:
     @property
     def is_plain(self) -> bool:
         """True where only scale and causality are asked for: what every attention library does."""
-        extras = (self.alibi_slopes, self.sinks)
-        return (
-            self.softcap == 0.0
-            and self.window_left == UNBOUNDED
-            and self.window_right in (UNBOUNDED, 0)
-            and all(extra is None for extra in extras)
-        )
+        has_extras = self.alibi_slopes is not None or self.sinks is not None
+        has_window = self.window_left != UNBOUNDED or self.window_right not in (UNBOUNDED, 0)
+        return self.softcap == 0.0 and not has_window and not has_extras
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +283,7 @@ class Plan:
     tile: Tile
     num_splits: int
     split_tokens: int
-    """Keys per split when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
+    """Keys per split, at least, when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
     reasons: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Why, in words, one decision a line."""
     overlap: bool = False
@@ -296,3 +292,9 @@ class Plan:
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
     roles: bool = False
     """Some warps only load, the others only multiply."""
+    leaf_tokens: int = 0
+    """Keys of a leaf, of which fixed splits are made (fewer in sequences of one split); 0: none."""
+    by_leaf: bool = False
+    """``num_splits`` counts leaves: each of them has a program, not each fixed split."""
+    runs: int = 0
+    """Where > 0, so many programs of each key/value head and row tile share fixed splits of all sequences."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import flash_decoding as fd
 from flash_decoding.flash_attn import flash_attn_with_kvcache
+from flash_decoding.invariant import SPLIT_TOKENS
 from flash_decoding.plan import Hardware, make_plan
-from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS
 from flash_decoding.plan.tiles import TILES
 from flash_decoding.plan.variants import VARIANTS
 from flash_decoding.spec import Problem
@@ -101,7 +101,7 @@ INVARIANT = Case(batch=3, capacity=1300, seqlens=(1230, 3, 1201), heads_q=8, dty
 @pytest.mark.parametrize("page_size", [0, 16])
 def test_c08_batch_invariant_bits_do_not_depend_on_the_neighbours(page_size: int, device: str) -> None:
     case = dataclasses.replace(INVARIANT, page_size=page_size)
-    assert case.lengths[2] > INVARIANT_SPLIT_TOKENS
+    assert case.lengths[2] > SPLIT_TOKENS
     inputs = make_inputs(case, device=device)
     out, lse = attend(inputs, case, batch_invariant=True)
     assert_close_to_reference(out, lse, *inputs)

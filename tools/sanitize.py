@@ -32,11 +32,23 @@ def run_case(case: Case, num_splits: int) -> None:
     plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
     execute.run_kernels(*inputs, plan)
     execute.run_kernels(*inputs, across_sequences(plan))
+    for fixed in fixed_sizes(make_plan(problem, Hardware.of(DEVICE), batch_invariant=True)):
+        execute.run_kernels(*inputs, fixed)
 
 
 def across_sequences(plan: Plan) -> Plan:
     """The plan with its work shared across sequences, which the planner keeps for large caches."""
     return dataclasses.replace(plan, kind="flash_decoding", num_splits=5, split_tokens=0, balanced=True)
+
+
+def fixed_sizes(plan: Plan) -> tuple[Plan, ...]:
+    """A batch-invariant plan with splits of two tiles and leaves of one: a program for each split, for each
+    leaf, or some that share whole splits across sequences. There is scratch for three parts of a sequence.
+    """
+    keys = plan.tile.block_n
+    plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=3, by_leaf=False, runs=0)
+    small = dataclasses.replace(plan, split_tokens=2 * keys, leaf_tokens=keys)
+    return small, dataclasses.replace(small, by_leaf=True), dataclasses.replace(small, runs=5)
 
 
 def run_wrong_numbers() -> None:
@@ -46,11 +58,13 @@ def run_wrong_numbers() -> None:
     lengths = torch.tensor([1000, -3], dtype=torch.int32, device=DEVICE)
     wrong = KVCache(k, v, lengths, table)
     queries, _, options = make_inputs(Case(head_dim=64, dtype=torch.float16), device=DEVICE)
+    problem = execute.problem_of(queries, wrong, options, return_lse=True)
     for num_splits in (1, 3):
-        problem = execute.problem_of(queries, wrong, options, return_lse=True)
         plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
         execute.run_kernels(queries, wrong, options, plan)
         execute.run_kernels(queries, wrong, options, across_sequences(plan))
+    for fixed in fixed_sizes(make_plan(problem, Hardware.of(DEVICE), batch_invariant=True)):
+        execute.run_kernels(queries, wrong, options, fixed)
     new = torch.randn(2, 3, 2, 64, device=DEVICE, dtype=torch.float16)
     angles = torch.rand(20, 16, device=DEVICE, dtype=torch.float16)
     q_rotated = torch.empty_like(queries.q)

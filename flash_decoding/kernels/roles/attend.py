@@ -74,7 +74,6 @@ def attend_roles_kernel(
     lse_token: gl.tensor,
     lse_split: gl.tensor,
     num_splits: gl.tensor,
-    split_tiles: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -106,7 +105,7 @@ def attend_roles_kernel(
             ahead.ask(
                 k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cache_batch_idx_ptr,
                 block_table_ptr, window_left, window_right, max_q_len, new_tokens, capacity, pool_pages,
-                cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv, split,
+                cache_rows, table_stride, num_splits, None, None, None, b, row, head_kv, split,
                 gl.arange(0, BLOCK_N, gl.SliceLayout(1, threads)), lines_of(k_ptr, BLOCK_D, threads),
                 lines_of(v_ptr, BLOCK_DV, threads), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, PAGE_SIZE,
                 BOUND_LEFT, BOUND_RIGHT,
@@ -121,10 +120,11 @@ def attend_roles_kernel(
     )  # fmt: skip
     if row >= q_len * GROUP:
         return
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    first_tile, step, count, _, live_splits = keys.part_of(
+        split, lo, hi, num_splits, None, None, None, BLOCK_N, PAGE_SIZE > 0
+    )
     if split >= live_splits:
         return
-    first_tile, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
     cache_row, head = load.cache_row(b, cache_batch_idx_ptr, cache_rows), head_kv.to(gl.int64)
     k_row_ptr = k_ptr + (cache_row * k_strides[0] + head * k_strides[2])
     v_row_ptr = v_ptr + (cache_row * v_strides[0] + head * v_strides[2])
@@ -173,8 +173,7 @@ def launch(
     """Launch as :func:`flash_decoding.kernels.attend.launch` does, with the same arguments."""
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    split_tiles = plan.split_tokens // plan.tile.block_n
-    args = (*attend.inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits, split_tiles)
+    args = (*attend.inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits)
     return repeat.launch(attend_roles_kernel, programs, args, constants(queries, cache, options, plan))
 
 
