@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import attend, balanced, fixed_sizes, keys, overlap, repeat, whole
-from flash_decoding.kernels.part import read_part
+from flash_decoding.kernels.part import FEW_ROWS, read_part
 from flash_decoding.kernels.rows import store_state
 
 if TYPE_CHECKING:
@@ -84,14 +84,18 @@ def attend_fixed_kernel(
     pid = tl.program_id(0)
     head_kv = pid // row_tiles % HEADS_KV
     row = pid % row_tiles * BLOCK_M
-    rows = row + tl.arange(0, BLOCK_M)
-    token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
+    if BLOCK_M != FEW_ROWS:
+        rows = row + tl.arange(0, BLOCK_M)
+        token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     b, split, left = whole.find(
         pid // (row_tiles * HEADS_KV), num_runs, row, batch, cache_seqlens_ptr, cache_leftpad_ptr,
         cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left, window_right, num_splits, split_tiles,
         leaf_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     while left > 0:
+        if BLOCK_M == FEW_ROWS:  # carried from split to split they take registers that leaves need
+            rows = row + tl.arange(0, BLOCK_M)
+            token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
         q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
         end, lo, hi = keys.seen_by(
             b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,

@@ -24,6 +24,9 @@ from flash_decoding.spec import Kind, Plan, Problem, Tile, padded
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
 
+FP32_RUNS_STAGES = 2
+"""Stages of programs that share fixed splits of fp32, at most."""
+
 BALANCED_MIN_BYTES = 128 << 20
 """Bytes of a full cache from which work is shared across sequences: below, finding one's share costs more."""
 
@@ -192,7 +195,10 @@ def invariant_tiles(problem: Problem, hardware: Hardware) -> tuple[Tile, Tile]:
     problem = dataclasses.replace(problem, q_len=longest)
     few: Regime = "shared" if problem.page_size else "short"
     many = invariant_regime_of(problem, hardware)
-    return choose_tile(problem, hardware, many), choose_tile(problem, hardware, few)
+    each, shared = choose_tile(problem, hardware, many), choose_tile(problem, hardware, few)
+    if problem.element_bytes == 4:  # bound by arithmetic: more of them would only take registers
+        shared = dataclasses.replace(shared, num_stages=min(shared.num_stages, FP32_RUNS_STAGES))
+    return each, shared
 
 
 def _cpu_plan(*, num_splits: int, batch_invariant: bool) -> Plan:
