@@ -150,5 +150,5 @@ def plan_of(inputs: Inputs, *, num_splits: int = 0, batch_invariant: bool = Fals
     if runs and batch_invariant:
         plan = dataclasses.replace(plan, runs=runs, by_leaf=False)
     elif runs:
-        plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=runs, balanced=True)
-    return plan if device.type == "cuda" else dataclasses.replace(plan, overlap=False)
+        plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=runs, balanced=True, roles=False)
+    return plan if device.type == "cuda" else dataclasses.replace(plan, overlap=False, roles=False)

@@ -33,13 +33,23 @@ OPS = torch.ops.flash_decoding
 @pytest.mark.parametrize("name", ["attend", "combine", "append"])
 def test_c06_what_grows_is_not_compiled_in(name: str) -> None:
     """Integers that a kernel takes while it runs must not choose how it is compiled; floats never do."""
-    (source,) = (module for module in modules("flash_decoding/kernels") if module.name.endswith(name))
+    (source,) = (m for m in modules("flash_decoding/kernels") if m.name == f"flash_decoding.kernels.{name}")
     (kernel,) = (f for f in functions(source) if f.node.name == f"{name}_kernel")
     numbers = {a.arg for a in kernel.parameters if a.arg.islower() and "_ptr" not in a.arg}
     numbers = {number for number in numbers if not number.endswith("strides")} - {"scale", "softcap"}
     lists = importlib.import_module(source.name)
     assert "do_not_specialize=[*SIZES, " in ast.unparse(kernel.node.decorator_list[0])
     assert numbers <= {*lists.SIZES, *getattr(lists, "STRIDES", ())}
+
+
+def test_c06_warps_with_roles_specialise_on_no_more_than_the_portable_kernel() -> None:
+    (kernel, same) = (
+        next(f for m in modules("flash_decoding/kernels") for f in functions(m) if f.node.name == name)
+        for name in ("attend_roles_kernel", "attend_kernel")
+    )
+    taken, same_taken = ({a.arg for a in f.parameters if a.arg.islower()} for f in (kernel, same))
+    assert taken == same_taken
+    assert "[*attend.SIZES, *attend.STRIDES, *attend.TABLES]" in ast.unparse(kernel.node.decorator_list[0])
 
 
 @pytest.mark.gpu

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 DELAY_NS = tl.constexpr(1_000_000)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton.jit
 def change_lengths_late_kernel(
     lengths_ptr: tl.tensor,
     late_ptr: tl.tensor,

@@ -34,6 +34,8 @@ def run_case(case: Case, num_splits: int) -> None:
     execute.run_kernels(*inputs, across_sequences(plan))
     for fixed in fixed_sizes(make_plan(problem, Hardware.of(DEVICE), batch_invariant=True)):
         execute.run_kernels(*inputs, fixed)
+    if plan.roles:
+        execute.run_kernels(*inputs, dataclasses.replace(plan, roles=False))
 
 
 def across_sequences(plan: Plan) -> Plan:
@@ -57,9 +59,16 @@ def run_wrong_numbers() -> None:
     table = torch.tensor([[5, 99, -7], [2**30, 0, 1]], dtype=torch.int32, device=DEVICE)
     lengths = torch.tensor([1000, -3], dtype=torch.int32, device=DEVICE)
     wrong = KVCache(k, v, lengths, table)
+    rows = KVCache(
+        k[:2], v[:2], lengths, cache_batch_idx=torch.tensor([7, -7], dtype=torch.int32, device=DEVICE)
+    )
     queries, _, options = make_inputs(Case(head_dim=64, dtype=torch.float16), device=DEVICE)
-    problem = execute.problem_of(queries, wrong, options, return_lse=True)
     for num_splits in (1, 3):
+        problem = execute.problem_of(queries, rows, options, return_lse=True)
+        execute.run_kernels(
+            queries, rows, options, make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
+        )
+        problem = execute.problem_of(queries, wrong, options, return_lse=True)
         plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
         execute.run_kernels(queries, wrong, options, plan)
         execute.run_kernels(queries, wrong, options, across_sequences(plan))

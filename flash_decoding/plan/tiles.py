@@ -54,7 +54,7 @@ class TileRow:
 
 
 H200 = "results/tiles-h200.json"
-IN_USE = "results/serving-nvidia-h200-bfloat16-20261122T210000Z.json"
+IN_USE = "results/serving-nvidia-h200-bfloat16-20261123T000226Z.json"
 UNMEASURED = "chosen by shared memory and registers; no record yet"
 
 TILES = (
@@ -89,8 +89,8 @@ TILES = (
 
 
 ROLES_TILES: dict[Regime, Tile] = {"long": Tile(16, 128, 4, 2), "short": Tile(16, 64, 4, 4)}
-"""For warps with roles and head_dim 128; stages are buffers, of keys and of values. Where programs share a
-multiprocessor the portable kernel is faster: it starts sooner."""
+"""For warps with roles and head_dim 128; stages are buffers, of keys and of values. Measured in IN_USE. Where
+programs share a multiprocessor the portable kernel is faster: it starts sooner."""
 
 ROLES_MAX_HEAD_DIM = 256
 

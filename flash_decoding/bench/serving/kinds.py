@@ -131,4 +131,4 @@ def shape_of(case: Case) -> str:
     parts += [f"q_len {case.q_len}"] if case.q_len > 1 else []
     parts += [f"pages of {case.page_size}"] if case.page_size else []
     parts += [f"window {case.window}"] if case.window else []
-    return ", ".join([*parts, f"{case.kv_bytes / (1 << 20):.3g} MiB"])
+    return ", ".join([*parts, f"{case.kv_bytes / (1 << 20):.0f} MiB"])
