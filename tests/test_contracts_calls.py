@@ -30,7 +30,7 @@ from tests.test_on_gpu import kernels_compiled
 OPS = torch.ops.flash_decoding
 
 
-@pytest.mark.parametrize("name", ["attend", "combine", "append"])
+@pytest.mark.parametrize("name", ["attend", "combine", "fold", "append"])
 def test_c06_what_grows_is_not_compiled_in(name: str) -> None:
     """Integers that a kernel takes while it runs must not choose how it is compiled; floats never do."""
     (source,) = (m for m in modules("flash_decoding/kernels") if m.name == f"flash_decoding.kernels.{name}")
@@ -48,7 +48,7 @@ def test_c06_warps_with_roles_specialise_on_no_more_than_the_portable_kernel() -
         for name in ("attend_roles_kernel", "attend_kernel")
     )
     taken, same_taken = ({a.arg for a in f.parameters if a.arg.islower()} for f in (kernel, same))
-    assert taken == same_taken
+    assert taken < same_taken  # but for the sizes of splits, which it does not know
     assert "[*attend.SIZES, *attend.STRIDES, *attend.TABLES]" in ast.unparse(kernel.node.decorator_list[0])
 
 

@@ -241,3 +241,12 @@ def test_leaves_have_programs_where_splits_are_too_few(batch: int, kv_len: int, 
     assert plan.by_leaf == (leaves > 0)
     assert plan.num_splits == leaves or not plan.by_leaf
     assert not (plan.by_leaf and plan.runs)
+
+
+@pytest.mark.parametrize("heads_kv", [1, 2])
+@pytest.mark.parametrize("kv_len", [2**17, 2**20])
+def test_long_sequences_have_no_programs_for_leaves(heads_kv: int, kv_len: int) -> None:
+    """128 splits are nearly as many as an H200 has multiprocessors; their leaves would be thousands."""
+    plan = make_plan(Problem(1, 1, 8, heads_kv, 128, 128, kv_len, 2), H200, batch_invariant=True)
+    assert plan.num_splits == MOST_SPLITS
+    assert not plan.by_leaf

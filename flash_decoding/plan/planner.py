@@ -27,6 +27,9 @@ INVARIANT_RAGGED_Q_LEN = 8
 FP32_RUNS_STAGES = 2
 """Stages of programs that share fixed splits of fp32, at most."""
 
+ENOUGH_PROGRAMS = 0.75
+"""For each multiprocessor, from which fixed splits stay whole: leaves would be far more than run at once."""
+
 BALANCED_MIN_BYTES = 128 << 20
 """Bytes of a full cache from which work is shared across sequences: below, finding one's share costs more."""
 
@@ -175,7 +178,7 @@ def has_leaves(problem: Problem, tile: Tile) -> bool:
 def choose_leaves(problem: Problem, tile: Tile, splits: int, hardware: Hardware) -> int:
     """Most leaves of a sequence, where each is to have a program; 0 where splits give enough of them."""
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
-    if programs * splits >= hardware.sm_count or not has_leaves(problem, tile):
+    if programs * splits >= ENOUGH_PROGRAMS * hardware.sm_count or not has_leaves(problem, tile):
         return 0
     leaf_tiles = max(1, LEAF_TOKENS // tile.block_n)
     split_tiles = max(1, SPLIT_TOKENS // tile.block_n)
