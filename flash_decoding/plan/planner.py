@@ -31,6 +31,8 @@ BALANCED_MIN_LEN = 8192
 BALANCED_MAX_ROWS = 64
 """Packed query rows up to which it is: with more, arithmetic is what has to be shared."""
 
+ROLES_REASON = "each program has a multiprocessor to itself: as many warps again load, these multiply"
+
 
 @lru_cache(maxsize=4096)
 def make_plan(
@@ -77,7 +79,8 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
             f"{programs} programs without a split, {slots} wanted for {hardware.sm_count} multiprocessors, "
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
-    return Plan(_kind(splits), "triton", tile, splits, 0, (reason,), hardware.overlaps_launches, roles=roles)
+    reasons = (reason, ROLES_REASON) if roles else (reason,)
+    return Plan(_kind(splits), "triton", tile, splits, 0, reasons, hardware.overlaps_launches, roles=roles)
 
 
 def choose_runs(problem: Problem, hardware: Hardware) -> int:
