@@ -296,3 +296,5 @@ class Plan:
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
     roles: bool = False
     """Some warps only load, the others only multiply."""
+    programs: int = 0
+    """Programs that take one part after another, where ``roles``; 0: as many as there are parts."""

@@ -80,7 +80,9 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
     reasons = (reason, ROLES_REASON) if roles else (reason,)
-    return Plan(_kind(splits), "triton", tile, splits, 0, reasons, hardware.overlaps_launches, roles=roles)
+    at_once = hardware.sm_count if roles and programs * splits > hardware.sm_count else 0
+    overlaps = hardware.overlaps_launches
+    return Plan(_kind(splits), "triton", tile, splits, 0, reasons, overlaps, roles=roles, programs=at_once)
 
 
 def choose_runs(problem: Problem, hardware: Hardware) -> int:

@@ -88,9 +88,13 @@ TILES = (
 )
 
 
-ROLES_TILES: dict[Regime, Tile] = {"long": Tile(16, 128, 4, 2), "short": Tile(16, 64, 4, 4)}
-"""For warps with roles and head_dim 128; stages are buffers, of keys and of values. Measured in IN_USE. Where
-programs share a multiprocessor the portable kernel is faster: it starts sooner."""
+ROLES_TILES: dict[Regime, Tile] = {
+    "long": Tile(16, 128, 4, 2),
+    "short": Tile(16, 64, 4, 4),
+    "shared": Tile(16, 128, 4, 2),
+}
+"""For warps with roles and head_dim 128; stages are buffers, of keys and of values. Measured in IN_USE, all
+but the shared regime: there a program takes one part after another."""
 
 ROLES_MAX_HEAD_DIM = 256
 

@@ -8,11 +8,10 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from flash_decoding.kernels import ahead, attend, keys, load, overlap, repeat, softmax
+from flash_decoding.kernels import ahead, attend, load, overlap, repeat
 from flash_decoding.kernels.roles import ring
-from flash_decoding.kernels.roles.loading import load_part
-from flash_decoding.kernels.roles.multiplying import MULTIPLIERS, PRODUCT, multiply_part, rows_of
-from flash_decoding.kernels.rows import lse_offset, store_out
+from flash_decoding.kernels.roles.multiplying import MULTIPLIERS
+from flash_decoding.kernels.roles.units import load_units, multiply_units, place_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +37,7 @@ def lines_of(base_ptr: gl.tensor, BLOCK_COLS: gl.constexpr, threads: gl.constexp
     return gl.arange(0, count, gl.SliceLayout(0, threads))
 
 
-@gluon.jit(do_not_specialize=[*attend.SIZES, *attend.STRIDES, *attend.TABLES])
+@gluon.jit(do_not_specialize=[*attend.SIZES, *attend.STRIDES, *attend.TABLES, "batch"])
 def attend_roles_kernel(
     q_ptr: gl.tensor,
     k_ptr: gl.tensor,
@@ -75,6 +74,7 @@ def attend_roles_kernel(
     lse_split: gl.tensor,
     num_splits: gl.tensor,
     split_tiles: gl.tensor,
+    batch: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -94,12 +94,7 @@ def attend_roles_kernel(
 ) -> None:
     k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
     v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
-    row_tiles = gl.cdiv(max_q_len * GROUP, BLOCK_M)
-    pid = gl.program_id(0)
-    row = pid % row_tiles * BLOCK_M
-    head_kv = pid // row_tiles % HEADS_KV
-    split = pid // (row_tiles * HEADS_KV) % num_splits
-    b = pid // (row_tiles * HEADS_KV * num_splits)
+    row, head_kv, split, b = place_of(gl.program_id(0), max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
     if OVERLAP:
         if num_splits > 1:  # as in the portable kernel, and for its reasons
             threads: gl.constexpr = gl.BlockedLayout([1, 1], [16, 2], [MULTIPLIERS, 1], [1, 0])
@@ -114,50 +109,32 @@ def attend_roles_kernel(
         overlap.wait_for_the_kernel_before()
         if num_splits > 1:
             overlap.let_the_next_kernel_start()
-    q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
-    end, lo, hi = keys.seen_by(
-        b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
-        GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
-    )  # fmt: skip
-    if row >= q_len * GROUP:
-        return
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
-    if split >= live_splits:
-        return
-    first_tile, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
-    cache_row, head = load.cache_row(b, cache_batch_idx_ptr, cache_rows), head_kv.to(gl.int64)
-    k_row_ptr = k_ptr + (cache_row * k_strides[0] + head * k_strides[2])
-    v_row_ptr = v_ptr + (cache_row * v_strides[0] + head * v_strides[2])
-    peak, total, acc = gl.warp_specialize(
+    units = gl.cdiv(max_q_len * GROUP, BLOCK_M) * HEADS_KV * num_splits * batch
+    gl.warp_specialize(
         [
             (
-                multiply_part,
+                multiply_units,
                 (
-                    q_ptr, q_strides, cu_seqlens_q_ptr, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap,
-                    window_left, window_right, k_ring, v_ring, b, head_kv, row, q_start, q_len, end, lo, hi,
-                    first_tile, step, count, split == 0, GROUP, HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
-                    BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
+                    q_ptr, out_ptr, lse_ptr, q_strides, (lse_sequence, lse_head, lse_token, lse_split),
+                    k_ring, v_ring, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, cache_seqlens_ptr,
+                    cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right, max_q_len, new_tokens,
+                    capacity, units, num_splits, split_tiles, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+                    BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
                 ),
             ),
             (
-                load_part,
+                load_units,
                 (
-                    k_row_ptr, v_row_ptr, k_strides[1], v_strides[1], k_ring, v_ring, lo, hi, first_tile,
-                    step, count, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, STAGES, LOADERS,
+                    k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
+                    cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
+                    max_q_len, new_tokens, capacity, units, num_splits, split_tiles, HEADS_KV, GROUP,
+                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, STAGES, LOADERS,
                 ),
             ),
         ],
         [LOADERS],
         [LOADER_REGISTERS],
     )  # fmt: skip
-    token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
-    cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
-    flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
-    if lse_ptr is not None:
-        strides = (lse_sequence, lse_head, lse_token)
-        offset = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_split
-        gl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
 
 
 def launch(
@@ -172,9 +149,16 @@ def launch(
 ) -> repeat.Repeat | None:
     """Launch as :func:`flash_decoding.kernels.attend.launch` does, with the same arguments."""
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
-    programs = row_tiles * cache.heads * plan.num_splits * queries.batch
+    units = row_tiles * cache.heads * plan.num_splits * queries.batch
+    programs = min(units, plan.programs) if plan.programs else units
     split_tiles = plan.split_tokens // plan.tile.block_n
-    args = (*attend.inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits, split_tiles)
+    args = (
+        *attend.inputs(queries, cache, options, out, lse),
+        *lse_strides,
+        plan.num_splits,
+        split_tiles,
+        queries.batch,
+    )
     return repeat.launch(attend_roles_kernel, programs, args, constants(queries, cache, options, plan))
 
 

@@ -58,6 +58,7 @@ def load_part(
     first_tile: gl.tensor,
     step: gl.tensor,
     count: gl.tensor,
+    turn: gl.tensor,
     HEAD_DIM: gl.constexpr,
     HEAD_DIM_V: gl.constexpr,
     BLOCK_D: gl.constexpr,
@@ -66,7 +67,7 @@ def load_part(
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
 ) -> None:
-    """Load ``count`` tiles, ``step`` apart, of the slots that lie at multiples of two strides."""
+    """Load ``count`` tiles, ``step`` apart, of slots at multiples of two strides, from ``turn`` on."""
     for i in range(count):
         start = (first_tile + i * step) * BLOCK_N
         copy_tile(
@@ -75,13 +76,13 @@ def load_part(
             start,
             lo,
             hi,
-            ring.at(k_ring, i, STAGES),
+            ring.at(k_ring, turn + i, STAGES),
             HEAD_DIM,
             BLOCK_D,
             BLOCK_N,
             LOADERS,
         )
         copy_tile(
-            v_row_ptr, v_stride, start, lo, hi, ring.at(v_ring, i, STAGES), HEAD_DIM_V, BLOCK_DV, BLOCK_N,
-            LOADERS,
+            v_row_ptr, v_stride, start, lo, hi, ring.at(v_ring, turn + i, STAGES), HEAD_DIM_V, BLOCK_DV,
+            BLOCK_N, LOADERS,
         )  # fmt: skip

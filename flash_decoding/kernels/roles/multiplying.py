@@ -82,6 +82,7 @@ def multiply_part(
     step: gl.tensor,
     count: gl.tensor,
     is_first: gl.tensor,
+    turn: gl.tensor,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     BLOCK_D: gl.constexpr,
@@ -93,7 +94,7 @@ def multiply_part(
     SOFTCAP: gl.constexpr,
     STAGES: gl.constexpr,
 ) -> gl.tuple:
-    """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b out of the rings."""
+    """State (peak, total, acc) of a row tile that has seen ``count`` tiles of the rings, from ``turn`` on."""
     threads: gl.constexpr = threads_of(BLOCK_D, q_ptr.dtype.element_ty.primitive_bitwidth)
     token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, threads))
     q_cols = gl.arange(0, BLOCK_D, gl.SliceLayout(0, threads))
@@ -116,11 +117,11 @@ def multiply_part(
     for i in range(count):
         slots = (first_tile + i * step) * BLOCK_N + lanes
         live = (slots >= lo) & (slots < hi)
-        scores = multiply(q, ring.at(k_ring, i, STAGES), nothing, True)
+        scores = multiply(q, ring.at(k_ring, turn + i, STAGES), nothing, True)
         scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         scores = gl.where(sees, scores, float("-inf"))
         peak, total, alpha, p = softmax.weigh(peak, total, scores)
         p = gl.convert_layout(p.to(q.dtype), gl.DotOperandLayout(0, PRODUCT, 2))
-        acc = multiply(p, ring.at(v_ring, i, STAGES), acc * alpha[:, None], False)
+        acc = multiply(p, ring.at(v_ring, turn + i, STAGES), acc * alpha[:, None], False)
     return softmax.gather(peak, total, acc)

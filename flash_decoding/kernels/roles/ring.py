@@ -1,7 +1,8 @@
 """The ring of buffers between loaders and multipliers, and the two barriers of each buffer.
 
-Tile i is in buffer ``i % STAGES``. Loaders wait until the multipliers have left it, which is so at once in
-the first round; multipliers until it is full. A barrier's phase is the parity of the round.
+Tile i of a program, counted over all that it does, is in buffer ``i % STAGES``. Loaders wait until the
+multipliers have left it, which is so at once in the first round; multipliers until it is full. A barrier's
+phase is the parity of the round.
 """
 
 from __future__ import annotations
