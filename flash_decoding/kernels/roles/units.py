@@ -1,8 +1,8 @@
 """What a program does: one unit after another, as many as there are for each multiprocessor.
 
-A unit is a row tile of one key/value head, and one split of one sequence. Loaders and multipliers go along the
-units of their program each for themselves, by the same function; loaders are ahead, so the memory does not
-notice when a unit ends.
+A unit is a row tile of one key/value head, and one split of one sequence. Loaders and multipliers go along
+the units of their program each for themselves, by the same function; loaders are ahead, so the memory does
+not notice when a unit ends.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def part_of(
     """What there is to do in a unit.
 
     Returns:
-        Whether there is anything; first query token and how many; end of the slots, and [lo, hi) of those seen;
-        first tile, the step from each to the next, and how many, 0 where there is nothing to do.
+        Whether there is anything; first query token and how many; end of the slots, and [lo, hi) of those
+        seen; first tile, the step from each to the next, and how many, 0 where there is nothing to do.
     """
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     end, lo, hi = keys.seen_by(
@@ -117,8 +117,8 @@ def load_units(
         load_part(
             k_ptr + (cache_row * k_strides[0] + head * k_strides[2]),
             v_ptr + (cache_row * v_strides[0] + head * v_strides[2]),
-            k_strides[1], v_strides[1], k_ring, v_ring, lo, hi, first, step, count, turn, HEAD_DIM, HEAD_DIM_V,
-            BLOCK_D, BLOCK_DV, BLOCK_N, STAGES, LOADERS,
+            k_strides[1], v_strides[1], k_ring, v_ring, lo, hi, first, step, count, turn, HEAD_DIM,
+            HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, STAGES, LOADERS,
         )  # fmt: skip
         turn += count
 
