@@ -96,7 +96,7 @@ def attend_roles_kernel(
     v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
     row, head_kv, split, b = place_of(gl.program_id(0), max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
     if OVERLAP:
-        if num_splits > 1:  # as in the portable kernel, and for its reasons
+        if PAGE_SIZE % BLOCK_N == 0 and num_splits > 1:  # as in the portable kernel, and for its reasons
             threads: gl.constexpr = gl.BlockedLayout([1, 1], [16, 2], [MULTIPLIERS, 1], [1, 0])
             ahead.ask(
                 k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cache_batch_idx_ptr,
@@ -119,16 +119,17 @@ def attend_roles_kernel(
                     k_ring, v_ring, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, cache_seqlens_ptr,
                     cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right, max_q_len, new_tokens,
                     capacity, units, num_splits, split_tiles, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
-                    BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
+                    BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
                 ),
             ),
             (
                 load_units,
                 (
                     k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
+                    block_table_ptr, table_stride, pool_pages,
                     cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
                     max_q_len, new_tokens, capacity, units, num_splits, split_tiles, HEADS_KV, GROUP,
-                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, STAGES,
+                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, STAGES,
                     LOADERS,
                 ),
             ),

@@ -45,12 +45,94 @@ def copy_tile(
     async_copy.mbarrier_arrive(full, increment_count=False)
 
 
+@gluon.constexpr_function
+def pages_of(keys: int, page_size: int) -> int:
+    """Pages that a tile of so many keys lies in, each with as many of them: 1 where a page holds more."""
+    return keys // page_size if 0 < page_size < keys else 1
+
+
+@gluon.constexpr_function
+def paged_threads_of(pages: int, slots: int, columns: int, bits: int, warps: int) -> gl.BlockedLayout:
+    """The same of a tile (pages, slots of each, columns): as many neighbouring slots for a thread as can be.
+
+    So a thread looks up few pages, one in most cases.
+    """
+    wide = 128 // bits
+    along = min(ring.WARP.value, columns // wide)
+    beside = ring.WARP.value // along
+    each = max(1, pages * slots // (beside * warps))
+    in_page = min(each, slots)
+    lanes = min(beside, slots // in_page)
+    warps_in_page = min(warps, slots // (in_page * lanes))
+    return gl.BlockedLayout(
+        [max(1, each // slots), in_page, wide],
+        [beside // lanes, lanes, along],
+        [warps // warps_in_page, warps_in_page, 1],
+        [2, 1, 0],
+    )
+
+
+@gluon.jit
+def look_up(
+    table_ptr: gl.tensor,
+    start: gl.tensor,
+    hi: gl.tensor,
+    pool_pages: gl.tensor,
+    PAGE_SIZE: gl.constexpr,
+    PAGES: gl.constexpr,
+    threads: gl.constexpr,
+) -> gl.tensor:
+    """Pages of the tile that begins at slot ``start``, int64, kept inside the pool; none from ``hi`` on is read."""
+    numbers = start // PAGE_SIZE + gl.arange(0, PAGES, gl.SliceLayout(1, gl.SliceLayout(2, threads)))
+    entries = gl.load(table_ptr + numbers, mask=numbers * PAGE_SIZE < hi, other=0)
+    return gl.minimum(gl.maximum(entries, 0), pool_pages - 1).to(gl.int64)
+
+
+@gluon.jit
+def copy_pages(
+    base_ptr: gl.tensor,
+    strides: gl.tuple,
+    pages: gl.tensor,
+    start: gl.tensor,
+    lo: gl.tensor,
+    hi: gl.tensor,
+    into: gl.tuple,
+    COLS: gl.constexpr,
+    BLOCK_COLS: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
+    threads: gl.constexpr,
+) -> None:
+    """As :func:`copy_tile`, from pages."""
+    PAGES: gl.constexpr = pages_of(BLOCK_N, PAGE_SIZE)
+    SLOTS: gl.constexpr = BLOCK_N // PAGES
+    buffer, full, free, parity = into
+    of_page = gl.arange(0, SLOTS, gl.SliceLayout(0, gl.SliceLayout(2, threads)))
+    page = gl.arange(0, PAGES, gl.SliceLayout(1, gl.SliceLayout(2, threads)))
+    cols = gl.arange(0, BLOCK_COLS, gl.SliceLayout(0, gl.SliceLayout(0, threads)))
+    slots = start + (page * SLOTS)[:, None] + of_page[None, :]
+    live = gl.expand_dims((slots >= lo) & (slots < hi), 2)
+    if COLS != BLOCK_COLS:
+        live &= gl.expand_dims((cols < COLS)[None, :], 0)
+    inside = (start % PAGE_SIZE + of_page).to(gl.int64)
+    rows = (pages * strides[0])[:, None] + (inside * strides[1])[None, :]
+    source = base_ptr + (gl.expand_dims(rows, 2) + gl.expand_dims(cols[None, :], 0))
+    mbarrier.wait(free, parity ^ 1)
+    async_copy.async_copy_global_to_shared(buffer.reshape([PAGES, SLOTS, BLOCK_COLS]), source, mask=live)
+    async_copy.mbarrier_arrive(full, increment_count=False)
+
+
 @gluon.jit
 def load_part(
-    k_row_ptr: gl.tensor,
-    v_row_ptr: gl.tensor,
-    k_stride: gl.tensor,
-    v_stride: gl.tensor,
+    k_ptr: gl.tensor,
+    v_ptr: gl.tensor,
+    k_strides: gl.tuple,
+    v_strides: gl.tuple,
+    head_kv: gl.tensor,
+    cache_row: gl.tensor,
+    block_table_ptr: gl.tensor,
+    table_stride: gl.tensor,
+    pool_pages: gl.tensor,
     k_ring: gl.tuple,
     v_ring: gl.tuple,
     lo: gl.tensor,
@@ -64,25 +146,43 @@ def load_part(
     BLOCK_D: gl.constexpr,
     BLOCK_DV: gl.constexpr,
     BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
 ) -> None:
-    """Load ``count`` tiles, ``step`` apart, of slots at multiples of two strides, from ``turn`` on."""
+    """Load ``count`` tiles of one key/value head, ``step`` apart, into the rings from ``turn`` on.
+
+    Pages of a tile are looked up while the one before is on its way.
+    """
+    head = head_kv.to(gl.int64)
+    k_base, v_base = k_ptr + head * k_strides[2], v_ptr + head * v_strides[2]
+    if PAGE_SIZE == 0:
+        k_base += cache_row * k_strides[0]
+        v_base += cache_row * v_strides[0]
+    else:
+        PAGES: gl.constexpr = pages_of(BLOCK_N, PAGE_SIZE)
+        bits: gl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth
+        k_threads: gl.constexpr = paged_threads_of(PAGES, BLOCK_N // PAGES, BLOCK_D, bits, LOADERS)
+        v_threads: gl.constexpr = paged_threads_of(PAGES, BLOCK_N // PAGES, BLOCK_DV, bits, LOADERS)
+        table_ptr = block_table_ptr + cache_row * table_stride
+        begin = first_tile * BLOCK_N
+        k_pages = look_up(table_ptr, begin, hi, pool_pages, PAGE_SIZE, PAGES, k_threads)
+        v_pages = look_up(table_ptr, begin, hi, pool_pages, PAGE_SIZE, PAGES, v_threads)
     for i in range(count):
         start = (first_tile + i * step) * BLOCK_N
-        copy_tile(
-            k_row_ptr,
-            k_stride,
-            start,
-            lo,
-            hi,
-            ring.at(k_ring, turn + i, STAGES),
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_N,
-            LOADERS,
-        )
-        copy_tile(
-            v_row_ptr, v_stride, start, lo, hi, ring.at(v_ring, turn + i, STAGES), HEAD_DIM_V, BLOCK_DV,
-            BLOCK_N, LOADERS,
-        )  # fmt: skip
+        k_into, v_into = ring.at(k_ring, turn + i, STAGES), ring.at(v_ring, turn + i, STAGES)
+        if PAGE_SIZE == 0:
+            copy_tile(k_base, k_strides[1], start, lo, hi, k_into, HEAD_DIM, BLOCK_D, BLOCK_N, LOADERS)
+            copy_tile(v_base, v_strides[1], start, lo, hi, v_into, HEAD_DIM_V, BLOCK_DV, BLOCK_N, LOADERS)
+        else:
+            copy_pages(
+                k_base, k_strides, k_pages, start, lo, hi, k_into, HEAD_DIM, BLOCK_D, BLOCK_N, PAGE_SIZE,
+                k_threads,
+            )  # fmt: skip
+            copy_pages(
+                v_base, v_strides, v_pages, start, lo, hi, v_into, HEAD_DIM_V, BLOCK_DV, BLOCK_N, PAGE_SIZE,
+                v_threads,
+            )  # fmt: skip
+            coming = start + step * BLOCK_N
+            k_pages = look_up(table_ptr, coming, hi, pool_pages, PAGE_SIZE, PAGES, k_threads)
+            v_pages = look_up(table_ptr, coming, hi, pool_pages, PAGE_SIZE, PAGES, v_threads)

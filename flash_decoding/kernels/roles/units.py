@@ -50,6 +50,7 @@ def part_of(
     GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
 ) -> gl.tuple:
@@ -65,7 +66,7 @@ def part_of(
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
-    first, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, False)
+    first, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
     lives = (row < q_len * GROUP) & (split < live_splits)
     return lives, q_start, q_len, end, lo, hi, first, step, gl.where(lives, count, 0)
 
@@ -80,6 +81,9 @@ def load_units(
     v_ring: gl.tuple,
     cache_batch_idx_ptr: gl.tensor,
     cache_rows: gl.tensor,
+    block_table_ptr: gl.tensor,
+    table_stride: gl.tensor,
+    pool_pages: gl.tensor,
     cache_seqlens_ptr: gl.tensor,
     cache_leftpad_ptr: gl.tensor,
     cu_seqlens_q_ptr: gl.tensor,
@@ -99,6 +103,7 @@ def load_units(
     BLOCK_DV: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
     STAGES: gl.constexpr,
@@ -110,15 +115,14 @@ def load_units(
         row, head_kv, split, b = place_of(unit, max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
         _, _, _, _, lo, hi, first, step, count = part_of(
             b, row, split, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
-            max_q_len, new_tokens, capacity, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
-            BOUND_RIGHT,
+            max_q_len, new_tokens, capacity, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
-        cache_row, head = load.cache_row(b, cache_batch_idx_ptr, cache_rows), head_kv.to(gl.int64)
+        cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
         load_part(
-            k_ptr + (cache_row * k_strides[0] + head * k_strides[2]),
-            v_ptr + (cache_row * v_strides[0] + head * v_strides[2]),
-            k_strides[1], v_strides[1], k_ring, v_ring, lo, hi, first, step, count, turn, HEAD_DIM,
-            HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, STAGES, LOADERS,
+            k_ptr, v_ptr, k_strides, v_strides, head_kv, cache_row, block_table_ptr, table_stride, pool_pages,
+            k_ring, v_ring, lo, hi, first, step, count, turn, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N,
+            PAGE_SIZE, STAGES, LOADERS,
         )  # fmt: skip
         turn += count
 
@@ -156,6 +160,7 @@ def multiply_units(
     BLOCK_DV: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
     SOFTCAP: gl.constexpr,
@@ -167,8 +172,8 @@ def multiply_units(
         row, head_kv, split, b = place_of(unit, max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
         lives, q_start, q_len, end, lo, hi, first, step, count = part_of(
             b, row, split, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
-            max_q_len, new_tokens, capacity, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
-            BOUND_RIGHT,
+            max_q_len, new_tokens, capacity, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         peak, total, acc = multiply_part(
             q_ptr, q_strides, cu_seqlens_q_ptr, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap,
