@@ -104,9 +104,9 @@ def run_kernels(
     kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
-    from flash_decoding.kernels import balanced, combine
+    from flash_decoding.kernels import combine
 
-    attend = _even_kernel(roles=plan.roles)
+    attend, balanced = _kernels(roles=plan.roles)
 
     q = queries.q
     heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
@@ -147,15 +147,16 @@ def run_kernels(
     return out, lse
 
 
-def _even_kernel(*, roles: bool) -> Any:
-    """The kernel of even splits: by warps with roles, or by warps that do everything."""
+def _kernels(*, roles: bool) -> tuple[Any, Any]:
+    """The kernels of even splits and of runs: by warps with roles, or by warps that do everything."""
     if roles:
-        from flash_decoding.kernels.roles import attend as with_roles
+        from flash_decoding.kernels.roles import attend as even
+        from flash_decoding.kernels.roles import balanced as runs
 
-        return with_roles
-    from flash_decoding.kernels import attend
+        return even, runs
+    from flash_decoding.kernels import attend, balanced
 
-    return attend
+    return attend, balanced
 
 
 def warmup(queries: Queries, cache: KVCache, options: Options) -> None:

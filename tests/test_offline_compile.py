@@ -29,7 +29,7 @@ def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str,
     records = records_of("tests.offline_compile", *targets)
     assert {record["target"] for record in records} == set(targets)
     kernels = {"attend_kernel", "attend_balanced_kernel", "combine_kernel", "append_kernel", "linear_kernel"}
-    with_roles = {"attend_roles_kernel"} if "sm_90" in targets else set()
+    with_roles = {"attend_roles_kernel", "balanced_roles_kernel"} if "sm_90" in targets else set()
     assert {record["kernel"] for record in records} == kernels | with_roles
     too_large = [r for r in records if r["smem"] > r["smem_limit"]]
     assert not too_large
@@ -40,7 +40,10 @@ def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str,
 def test_a_repeated_call_hands_the_driver_what_triton_would() -> None:
     records = records_of("tests.offline_repeat")
     kernels = {"attend_kernel", "attend_balanced_kernel", "combine_kernel", "append_kernel"}
-    assert {record["kernel"] for record in records} == kernels | {"attend_roles_kernel"}
+    assert {record["kernel"] for record in records} == kernels | {
+        "attend_roles_kernel",
+        "balanced_roles_kernel",
+    }
     wrong = [r for r in records if r["differs"] or r["kernel"] != r["repeated"]]
     assert not wrong
     assert all(r["direct"] == [False, True] for r in records)

@@ -103,11 +103,13 @@ def find_run(
     run: tl.tensor,
     num_runs: tl.tensor,
     head_kv: tl.tensor,
+    lanes: tl.tensor,  # 0 to runs.BATCH
+    asked: tl.tensor,  # 0 to SLOTS_OF_A_RUN
+    k_lines: tl.tensor,
+    v_lines: tl.tensor,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
@@ -118,7 +120,6 @@ def find_run(
     Returns:
         As :func:`runs.find`, of ``runs.BATCH`` sequences at most; and their tiles, from which it follows.
     """
-    lanes = tl.arange(0, runs.BATCH)
     origins, tiles = runs.tiles_of(
         lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
         window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
@@ -127,12 +128,11 @@ def find_run(
     if PAGE_SIZE == 0:
         origin = tl.sum(tl.where(lanes == b, origins, 0), 0)
         first = runs.tile_at(origin, run * size - before, extra) * BLOCK_N
-        slots = tl.minimum(first + tl.arange(0, SLOTS_OF_A_RUN), capacity - 1).to(tl.int64)
+        slots = tl.minimum(first + asked, capacity - 1).to(tl.int64)
         row = load.cache_row(tl.minimum(b, batch - 1), cache_batch_idx_ptr, cache_rows, VIA_L2)
         head = tl.cast(head_kv, tl.int64)
         k_rows = row * k_strides[0] + slots * k_strides[1]
         v_rows = row * v_strides[0] + slots * v_strides[1]
-        k_lines, v_lines = load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV)
         load.prefetch(k_ptr + head * k_strides[2], k_rows, k_lines, HEAD_DIM)
         load.prefetch(v_ptr + head * v_strides[2], v_rows, v_lines, HEAD_DIM_V)
     return b, before, size, all_tiles, extra, tiles

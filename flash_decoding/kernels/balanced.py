@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, attend, keys, overlap, repeat, runs, softmax
+from flash_decoding.kernels import ahead, attend, keys, load, overlap, repeat, runs, softmax
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import store_out
 
@@ -89,8 +89,9 @@ def attend_balanced_kernel(
         b, before, size, all_tiles, extra, early = ahead.find_run(
             k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr,
             cache_batch_idx_ptr, window_left, window_right, max_q_len, new_tokens, capacity, cache_rows,
-            batch, run, num_runs, head_kv, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT,
+            batch, run, num_runs, head_kv, lanes, tl.arange(0, ahead.SLOTS_OF_A_RUN),
+            load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV), GROUP, HEAD_DIM, HEAD_DIM_V,
+            BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         overlap.wait_for_the_kernel_before()
         overlap.let_the_next_kernel_start()

@@ -82,7 +82,7 @@ def look_up(
     PAGES: gl.constexpr,
     threads: gl.constexpr,
 ) -> gl.tensor:
-    """Pages of the tile that begins at slot ``start``, int64, kept inside the pool; none from ``hi`` on is read."""
+    """Pages, int64, of the tile from slot ``start`` on, kept inside the pool; from ``hi`` on none is read."""
     numbers = start // PAGE_SIZE + gl.arange(0, PAGES, gl.SliceLayout(1, gl.SliceLayout(2, threads)))
     entries = gl.load(table_ptr + numbers, mask=numbers * PAGE_SIZE < hi, other=0)
     return gl.minimum(gl.maximum(entries, 0), pool_pages - 1).to(gl.int64)

@@ -121,8 +121,8 @@ def load_units(
         cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
         load_part(
             k_ptr, v_ptr, k_strides, v_strides, head_kv, cache_row, block_table_ptr, table_stride, pool_pages,
-            k_ring, v_ring, lo, hi, first, step, count, turn, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N,
-            PAGE_SIZE, STAGES, LOADERS,
+            k_ring, v_ring, lo, hi, first, step, count, turn, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
+            BLOCK_N, PAGE_SIZE, STAGES, LOADERS,
         )  # fmt: skip
         turn += count
 
