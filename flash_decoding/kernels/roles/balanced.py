@@ -120,8 +120,8 @@ def balanced_roles_kernel(
                 (
                     k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
                     block_table_ptr, table_stride, pool_pages, head_kv, at, b, before, extra, stop, row,
-                    batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity,
-                    window_left, window_right, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M,
+                    batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+                    capacity, window_left, window_right, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M,
                     BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, STAGES, LOADERS,
                 ),
             ),
