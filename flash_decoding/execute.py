@@ -5,7 +5,6 @@ Imports the kernels only when a GPU call comes, so that a machine without Triton
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding import cpu, repeats, sdpa
-from flash_decoding.plan import Hardware, make_plan, runs_tile, tiles_for
+from flash_decoding.plan import Hardware, make_plan, plans_ahead
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
 
 if TYPE_CHECKING:
@@ -119,6 +118,9 @@ def run_kernels(
         first = attend.launch(queries, cache, options, plan, out=out, lse=target, lse_strides=strides)
         _keep(kind, first, out=out, lse=target)
         return out, lse
+    if plan.split_tokens:
+        _run_fixed(queries, cache, options, plan, out=out, lse=target, lse_strides=lse_strides, kind=kind)
+        return out, lse
     if plan.balanced:
         rows = (splits + queries.batch - 1, queries.q_len, heads)
         part_strides = (0, 1, heads, queries.q_len * heads)
@@ -159,6 +161,32 @@ def _kernels(*, roles: bool) -> tuple[Any, Any]:
     return attend, balanced
 
 
+def _run_fixed(
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    out: Tensor,
+    lse: Tensor | None,
+    lse_strides: tuple[int, int, int],
+    kind: repeats.Kind | None,
+) -> None:
+    """Several parts of fixed sizes: states of splits or leaves, and their reduction."""
+    from flash_decoding.kernels import attend, fixed, fold
+
+    rows = (out.numel() // (queries.heads * out.shape[-1]), queries.heads, plan.num_splits)
+    parts, sums = _new(queries, *rows, out.shape[-1]), _new(queries, *rows, 2)
+    if plan.runs:
+        first = fixed.launch(queries, cache, options, plan, parts=parts, part_lse=sums)
+    else:
+        first = attend.launch(queries, cache, options, plan, out=parts, lse=sums, lse_strides=(0, 0, 0, 0))
+    last = fold.launch(
+        queries, cache, options, plan, parts=parts, part_lse=sums, out=out, lse=lse, lse_strides=lse_strides
+    )
+    _keep(kind, first, last, out=out, lse=lse, scratch=(parts.numel(), sums.numel()))
+
+
 def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     """Compile what calls like this one can launch, by running each on the tensors given.
 
@@ -170,17 +198,7 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
 
     problem = problem_of(queries, cache, options, return_lse=True)
     hardware = Hardware.of(queries.q.device)
-    overlaps = hardware.overlaps_launches
-    plans = [
-        Plan("flash_attention", "triton", tile, 1, 0, (), overlaps, roles=roles)
-        for tile, roles in tiles_for(problem, hardware)
-    ]
-    plans += [
-        dataclasses.replace(plan, kind="flash_decoding", num_splits=splits)
-        for plan, splits in itertools.product(plans, (2, FEW_SPLITS + 1))  # few and many combine differently
-    ]
-    tile = runs_tile(problem, hardware)
-    plans.append(Plan("flash_decoding", "triton", tile, 2, 0, (), overlaps, balanced=True))
+    plans = plans_ahead(problem, hardware, few=2, many=FEW_SPLITS + 1)
     for plan, return_lse in itertools.product(plans, (False, True)):
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 

@@ -43,6 +43,8 @@ def ask(
     table_stride: tl.tensor,
     num_splits: tl.tensor,
     split_tiles: tl.tensor,
+    leaf_tiles: tl.tensor,
+    by_leaf: tl.tensor,
     b: tl.tensor,
     row: tl.tensor,
     head_kv: tl.tensor,
@@ -64,8 +66,9 @@ def ask(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
     )  # fmt: skip
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
-    first_tile, _, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
+    first_tile, _, count, _, live_splits = keys.part_of(
+        split, lo, hi, num_splits, split_tiles, leaf_tiles, by_leaf, BLOCK_N, PAGE_SIZE > 0
+    )
     if (split < live_splits) & (count > 0):
         lanes = tl.where(count <= FEW_TILES, lanes, 0)
         lanes = tl.maximum(tl.minimum(lanes, hi - 1 - first_tile * BLOCK_N), 0)

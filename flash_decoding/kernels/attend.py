@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, keys, load, overlap, repeat, score, softmax
+from flash_decoding.kernels import ahead, fixed_sizes, keys, load, overlap, repeat, score, softmax
 from flash_decoding.kernels.part import read_part
-from flash_decoding.kernels.rows import lse_offset, store_out
+from flash_decoding.kernels.rows import lse_offset, store_out, store_state
 from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-SIZES = ["max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "num_splits", "split_tiles"]
+SIZES = [
+    *("max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "num_splits"),
+    *("split_tiles", "leaf_tiles", "by_leaf"),
+]
 STRIDES = [
     "key_mask_stride",
     "key_mask_columns",
@@ -88,7 +91,9 @@ def attend_kernel(
     lse_token: tl.tensor,
     lse_split: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
+    split_tiles: tl.tensor,  # None, as the next two, where live keys are shared evenly
+    leaf_tiles: tl.tensor,
+    by_leaf: tl.tensor,
     HEADS_KV: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -102,6 +107,8 @@ def attend_kernel(
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    STATES: tl.constexpr,
+    LEAVES: tl.constexpr,
 ) -> None:
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
@@ -117,8 +124,8 @@ def attend_kernel(
                 ahead.ask(
                     k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
                     cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
-                    capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv,
-                    split, tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D),
+                    capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, leaf_tiles,
+                    by_leaf, b, row, head_kv, split, tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D),
                     load.lines_of(v_ptr, BLOCK_DV), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M,
                     BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
                 )  # fmt: skip
@@ -132,10 +139,11 @@ def attend_kernel(
     )  # fmt: skip
     if row >= q_len * GROUP:
         return
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    first_tile, step, count, leaf, live_splits = keys.part_of(
+        split, lo, hi, num_splits, split_tiles, leaf_tiles, by_leaf, BLOCK_N, PAGE_SIZE > 0
+    )
     if split >= live_splits:
         return
-    first_tile, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     in_q = rows < q_len * GROUP
@@ -143,14 +151,16 @@ def attend_kernel(
         q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
         key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr, alibi_strides,
         sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows, table_stride, b,
-        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0,
+        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0, leaf,
         HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
-        SOFTCAP,
+        SOFTCAP, LEAVES,
     )  # fmt: skip
     flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-    store_out(
-        out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, tl.arange(0, BLOCK_DV), HEAD_DIM_V
-    )
+    cols = tl.arange(0, BLOCK_DV)
+    if STATES:
+        store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q, cols, HEAD_DIM_V)
+        return
+    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
     if lse_ptr is not None:
         strides = (lse_sequence, lse_head, lse_token)
         offset = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_split
@@ -175,14 +185,17 @@ def launch(
         options: scale, window, softcap, ALiBi, sinks.
         plan: tile and splits.
         out: contiguous (tokens, heads_q, num_splits, head_dim_v), of the dtype to write.
-        lse: where the log-sum-exps go, or None.
+        lse: where the log-sum-exps go, or None; with several parts of a fixed size contiguous (tokens,
+            heads_q, num_splits, 2), for the peaks and totals of states.
         lse_strides: of lse, for (sequence, head, token, split).
     """
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    split_tiles = plan.split_tokens // plan.tile.block_n
-    args = (*inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits, split_tiles)
-    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan))
+    sizes = (plan.num_splits, *fixed_sizes.arguments(plan))
+    args = (*inputs(queries, cache, options, out, lse), *lse_strides, *sizes)
+    states = plan.split_tokens > 0 and plan.num_splits > 1
+    kinds = {"STATES": states, "LEAVES": plan.leaf_tokens > 0}
+    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan) | kinds)
 
 
 def inputs(

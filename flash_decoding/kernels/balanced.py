@@ -130,8 +130,8 @@ def attend_balanced_kernel(
             key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
             alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
             table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile, 1,
-            tl.maximum(to_tile - from_tile, 0), at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
-            BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+            tl.maximum(to_tile - from_tile, 0), at == before, 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+            BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, False,
         )  # fmt: skip
         part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
         store_out(

@@ -29,7 +29,7 @@ NUM_WARPS = 1
 """A warp reduces without a barrier and starts the soonest: the best of 1 and 4 at every size measured."""
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-SIZES = ["heads", "batch", "max_q_len", "new_tokens", "capacity", "num_splits", "split_tiles"]
+SIZES = ["heads", "batch", "max_q_len", "new_tokens", "capacity", "num_splits"]
 STRIDES = [
     *("window_left", "window_right", "lse_sequence", "lse_head", "lse_token"),
     *("part_lse_sequence", "part_lse_head", "part_lse_token", "part_lse_split"),
@@ -53,7 +53,6 @@ def live_parts(
     window_left: tl.tensor,
     window_right: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -74,7 +73,8 @@ def live_parts(
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         first_part = 0
-        _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
+        live = keys.live_splits(tiles, num_splits)
     return first_part, live
 
 
@@ -103,7 +103,6 @@ def combine_kernel(
     lse_head: tl.tensor,
     lse_token: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
     GROUP: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -132,7 +131,7 @@ def combine_kernel(
     if not ALL_LIVE:
         first_part, live_splits = live_parts(
             b, token, head, q_len, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
+            new_tokens, capacity, window_left, window_right, num_splits, GROUP, BLOCK_M, BLOCK_N,
             BOUND_LEFT, BOUND_RIGHT, BALANCED,
         )  # fmt: skip
 
@@ -229,7 +228,6 @@ def launch(
         *part_lse_strides,
         *lse_strides,
         num_splits,
-        plan.split_tokens // tile.block_n,
     )
     constants = {
         "GROUP": heads // cache.heads,

@@ -73,7 +73,6 @@ def attend_roles_kernel(
     lse_token: gl.tensor,
     lse_split: gl.tensor,
     num_splits: gl.tensor,
-    split_tiles: gl.tensor,
     batch: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
@@ -101,7 +100,7 @@ def attend_roles_kernel(
             ahead.ask(
                 k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cache_batch_idx_ptr,
                 block_table_ptr, window_left, window_right, max_q_len, new_tokens, capacity, pool_pages,
-                cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv, split,
+                cache_rows, table_stride, num_splits, None, None, None, b, row, head_kv, split,
                 gl.arange(0, BLOCK_N, gl.SliceLayout(1, threads)), lines_of(k_ptr, BLOCK_D, threads),
                 lines_of(v_ptr, BLOCK_DV, threads), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, PAGE_SIZE,
                 BOUND_LEFT, BOUND_RIGHT,
@@ -118,7 +117,7 @@ def attend_roles_kernel(
                     q_ptr, out_ptr, lse_ptr, q_strides, (lse_sequence, lse_head, lse_token, lse_split),
                     k_ring, v_ring, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, cache_seqlens_ptr,
                     cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right, max_q_len, new_tokens,
-                    capacity, units, num_splits, split_tiles, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+                    capacity, units, num_splits, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
                     BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
                 ),
             ),
@@ -128,7 +127,7 @@ def attend_roles_kernel(
                     k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
                     block_table_ptr, table_stride, pool_pages,
                     cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
-                    max_q_len, new_tokens, capacity, units, num_splits, split_tiles, HEADS_KV, GROUP,
+                    max_q_len, new_tokens, capacity, units, num_splits, HEADS_KV, GROUP,
                     HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
                     BOUND_RIGHT, STAGES, LOADERS,
                 ),
@@ -153,12 +152,10 @@ def launch(
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     units = row_tiles * cache.heads * plan.num_splits * queries.batch
     programs = min(units, plan.programs) if plan.programs else units
-    split_tiles = plan.split_tokens // plan.tile.block_n
     args = (
         *attend.inputs(queries, cache, options, out, lse),
         *lse_strides,
         plan.num_splits,
-        split_tiles,
         queries.batch,
     )
     return repeat.launch(attend_roles_kernel, programs, args, constants(queries, cache, options, plan))

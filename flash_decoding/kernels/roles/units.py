@@ -46,7 +46,6 @@ def part_of(
     new_tokens: gl.tensor,
     capacity: gl.tensor,
     num_splits: gl.tensor,
-    split_tiles: gl.tensor,
     GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
@@ -65,8 +64,9 @@ def part_of(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
-    first, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
+    first, step, count, _, live_splits = keys.part_of(
+        split, lo, hi, num_splits, None, None, None, BLOCK_N, PAGE_SIZE > 0
+    )
     lives = (row < q_len * GROUP) & (split < live_splits)
     return lives, q_start, q_len, end, lo, hi, first, step, gl.where(lives, count, 0)
 
@@ -94,7 +94,6 @@ def load_units(
     capacity: gl.tensor,
     units: gl.tensor,
     num_splits: gl.tensor,
-    split_tiles: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -115,7 +114,7 @@ def load_units(
         row, head_kv, split, b = place_of(unit, max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
         _, _, _, _, lo, hi, first, step, count = part_of(
             b, row, split, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
-            max_q_len, new_tokens, capacity, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            max_q_len, new_tokens, capacity, num_splits, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
             BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
@@ -151,7 +150,6 @@ def multiply_units(
     capacity: gl.tensor,
     units: gl.tensor,
     num_splits: gl.tensor,
-    split_tiles: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -172,7 +170,7 @@ def multiply_units(
         row, head_kv, split, b = place_of(unit, max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
         lives, q_start, q_len, end, lo, hi, first, step, count = part_of(
             b, row, split, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
-            max_q_len, new_tokens, capacity, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            max_q_len, new_tokens, capacity, num_splits, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
             BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         peak, total, acc = multiply_part(
