@@ -27,7 +27,7 @@ def empty(ROWS: tl.constexpr, TOTALS: tl.constexpr, COLS: tl.constexpr) -> tl.tu
 
 
 @triton.jit
-def _pivot(peak: tl.tensor) -> tl.tensor:
+def pivot_of(peak: tl.tensor) -> tl.tensor:
     """What to subtract before the exponential: peak, but 0 where it is -inf, since -inf - -inf is NaN."""
     return tl.where(peak == float("-inf"), 0.0, peak)
 
@@ -40,7 +40,7 @@ def weigh(peak: tl.tensor, total: tl.tensor, scores_log2: tl.tensor) -> tl.tuple
         The new peak and total, what the values seen so far are to be multiplied with, and the weights.
     """
     peak_new = tl.maximum(peak, tl.max(scores_log2, 1))
-    pivot = _pivot(peak_new)
+    pivot = pivot_of(peak_new)
     alpha = tl.exp2(peak - pivot)
     p = tl.exp2(scores_log2 - pivot[:, None])
     if total.shape[1] == 1:
@@ -81,7 +81,7 @@ def fold(
     The 0 that is added to a product turns -0 into 0: a state that was merged with an empty one is the same.
     """
     peak_new = tl.maximum(peak, peak_other)
-    pivot = _pivot(peak_new)
+    pivot = pivot_of(peak_new)
     alpha = tl.exp2(peak - pivot)
     beta = tl.exp2(peak_other - pivot)
     total = tl.fma(total, alpha, tl.fma(total_other, beta, tl.zeros_like(total)))
@@ -95,7 +95,7 @@ def fold(
 def join(peak: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tl.tuple:
     """State of one row from those of lanes: peak (lanes,), total (lanes,), acc (lanes, columns)."""
     top = tl.max(peak, 0)
-    weight = tl.exp2(peak - _pivot(top))
+    weight = tl.exp2(peak - pivot_of(top))
     return top, tl.sum(weight * total, 0), tl.sum(weight[:, None] * acc, 0)
 
 
@@ -104,7 +104,7 @@ def from_partials(lse: tl.tensor, out: tl.tensor) -> tl.tuple:
     """State of one row whose keys were seen by several programs: lse (parts,), out (parts, columns)."""
     lse_log2 = lse * LOG2E
     peak = tl.max(lse_log2, 0)
-    weight = tl.exp2(lse_log2 - _pivot(peak))
+    weight = tl.exp2(lse_log2 - pivot_of(peak))
     return peak, tl.sum(weight, 0), tl.sum(weight[:, None] * out, 0)
 
 
@@ -119,7 +119,7 @@ def merge(
 ) -> tl.tuple:
     """State of one row that has seen the keys of two states."""
     peak_new = tl.maximum(peak, peak_other)
-    pivot = _pivot(peak_new)
+    pivot = pivot_of(peak_new)
     alpha = tl.exp2(peak - pivot)
     beta = tl.exp2(peak_other - pivot)
     return peak_new, total * alpha + total_other * beta, acc * alpha + acc_other * beta

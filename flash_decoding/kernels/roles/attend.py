@@ -9,8 +9,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from flash_decoding.kernels import ahead, attend, load, overlap, repeat
-from flash_decoding.kernels.roles import ring
-from flash_decoding.kernels.roles.multiplying import MULTIPLIERS
+from flash_decoding.kernels.roles import ring, states
+from flash_decoding.kernels.roles.multiplying import FEW_ROWS, MULTIPLIERS
 from flash_decoding.kernels.roles.units import load_units, multiply_units, place_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ REGISTERS, REGISTERS_OF_LOADERS = 128, 96
 multiprocessor for the combine, and for the next call's programs, before this one's have ended."""
 
 MORE_REGISTERS, MORE_REGISTERS_OF_LOADERS = 168, 104
-"""The same for wide heads and for options on scores, which would spill."""
+"""The same for wide heads, for options on scores, and for many rows, which would spill."""
+
+REGISTERS_OF_MULTIPLIERS = 200
+"""Of a thread of the second warpgroup that multiplies, where there is one."""
 
 
 @gluon.jit
@@ -90,9 +93,15 @@ def attend_roles_kernel(
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr,
+    MULTIPLIER_REGISTERS: gl.constexpr,
 ) -> None:
-    k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
-    v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
+    k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_D, STAGES, LOADERS)
+    v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
+    TURNS: gl.constexpr = 1 if BLOCK_M == FEW_ROWS else 2
+    if TURNS > 1:
+        room = states.make(BLOCK_M, BLOCK_DV)
+    else:
+        room = k_ring  # of no use
     row, head_kv, split, b = place_of(gl.program_id(0), max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
     if OVERLAP:
         if PAGE_SIZE % BLOCK_N == 0 and num_splits > 1:  # as in the portable kernel, and for its reasons
@@ -109,33 +118,72 @@ def attend_roles_kernel(
         if num_splits > 1:
             overlap.let_the_next_kernel_start()
     units = gl.cdiv(max_q_len * GROUP, BLOCK_M) * HEADS_KV * num_splits * batch
-    gl.warp_specialize(
-        [
-            (
-                multiply_units,
+    if TURNS == 1:
+        gl.warp_specialize(
+            [
                 (
-                    q_ptr, out_ptr, lse_ptr, q_strides, (lse_sequence, lse_head, lse_token, lse_split),
-                    k_ring, v_ring, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, cache_seqlens_ptr,
-                    cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right, max_q_len, new_tokens,
-                    capacity, units, num_splits, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
-                    BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
+                    multiply_units,
+                    (
+                        q_ptr, out_ptr, lse_ptr, q_strides, (lse_sequence, lse_head, lse_token, lse_split),
+                        k_ring, v_ring, room, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, cache_seqlens_ptr,
+                        cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right, max_q_len, new_tokens,
+                        capacity, units, num_splits, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+                        BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES, TURNS, 0,
+                    ),
                 ),
-            ),
-            (
-                load_units,
                 (
-                    k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
-                    block_table_ptr, table_stride, pool_pages,
-                    cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
-                    max_q_len, new_tokens, capacity, units, num_splits, HEADS_KV, GROUP,
-                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
-                    BOUND_RIGHT, STAGES, LOADERS,
+                    load_units,
+                    (
+                        k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
+                        block_table_ptr, table_stride, pool_pages,
+                        cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
+                        max_q_len, new_tokens, capacity, units, num_splits, HEADS_KV, GROUP,
+                        HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
+                        BOUND_RIGHT, STAGES, LOADERS,
+                    ),
                 ),
-            ),
-        ],
-        [LOADERS],
-        [LOADER_REGISTERS],
-    )  # fmt: skip
+            ],
+            [LOADERS],
+            [LOADER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    multiply_units,
+                    (
+                        q_ptr, out_ptr, lse_ptr, q_strides, (lse_sequence, lse_head, lse_token, lse_split),
+                        k_ring, v_ring, room, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, cache_seqlens_ptr,
+                        cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right, max_q_len, new_tokens,
+                        capacity, units, num_splits, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+                        BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES, TURNS, 0,
+                    ),
+                ),
+                (
+                    multiply_units,
+                    (
+                        q_ptr, out_ptr, lse_ptr, q_strides, (lse_sequence, lse_head, lse_token, lse_split),
+                        k_ring, v_ring, room, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, cache_seqlens_ptr,
+                        cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right, max_q_len, new_tokens,
+                        capacity, units, num_splits, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+                        BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES, TURNS, 1,
+                    ),
+                ),
+                (
+                    load_units,
+                    (
+                        k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
+                        block_table_ptr, table_stride, pool_pages,
+                        cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, window_left, window_right,
+                        max_q_len, new_tokens, capacity, units, num_splits, HEADS_KV, GROUP,
+                        HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
+                        BOUND_RIGHT, STAGES, LOADERS,
+                    ),
+                ),
+            ],
+            [MULTIPLIERS, LOADERS],
+            [MULTIPLIER_REGISTERS, LOADER_REGISTERS],
+        )  # fmt: skip
 
 
 def launch(
@@ -164,7 +212,8 @@ def launch(
 def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, Any]:
     """What the kernel is compiled for: as the portable one, and rings and registers."""
     same = attend.constants(queries, cache, options, plan)
-    roomy = options.is_plain and max(same["BLOCK_D"], same["BLOCK_DV"]) <= 128
+    few_rows = plan.tile.block_m == FEW_ROWS.value
+    roomy = few_rows and options.is_plain and max(same["BLOCK_D"], same["BLOCK_DV"]) <= 128
     return {
         **same,
         "num_stages": 1,
@@ -172,4 +221,5 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         "STAGES": plan.tile.num_stages,
         "LOADERS": LOADERS,
         "LOADER_REGISTERS": REGISTERS_OF_LOADERS if roomy else MORE_REGISTERS_OF_LOADERS,
+        "MULTIPLIER_REGISTERS": REGISTERS_OF_MULTIPLIERS,
     }

@@ -9,9 +9,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from flash_decoding.kernels import ahead, attend, balanced, overlap, repeat, runs
-from flash_decoding.kernels.roles import ring
+from flash_decoding.kernels.roles import ring, states
 from flash_decoding.kernels.roles.attend import constants, lines_of
-from flash_decoding.kernels.roles.multiplying import MULTIPLIERS
+from flash_decoding.kernels.roles.multiplying import FEW_ROWS, MULTIPLIERS
 from flash_decoding.kernels.roles.runs import load_run, multiply_run
 
 if TYPE_CHECKING:
@@ -69,9 +69,15 @@ def balanced_roles_kernel(
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr,
+    MULTIPLIER_REGISTERS: gl.constexpr,
 ) -> None:
-    k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
-    v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
+    k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_D, STAGES, LOADERS)
+    v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_M, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
+    TURNS: gl.constexpr = 1 if BLOCK_M == FEW_ROWS else 2
+    if TURNS > 1:
+        room = states.make(BLOCK_M, BLOCK_DV)
+    else:
+        room = k_ring  # of no use
     row_tiles = gl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = gl.program_id(0)
     row, head_kv = pid % row_tiles * BLOCK_M, pid // row_tiles % HEADS_KV
@@ -103,32 +109,70 @@ def balanced_roles_kernel(
         )  # fmt: skip
     at = run * size
     stop = gl.minimum(at + size, all_tiles)
-    gl.warp_specialize(
-        [
-            (
-                multiply_run,
+    if TURNS == 1:
+        gl.warp_specialize(
+            [
                 (
-                    q_ptr, out_ptr, lse_ptr, q_strides, k_ring, v_ring, alibi_ptr, alibi_strides, sinks_ptr,
-                    scale, softcap, run, head_kv, at, b, before, extra, stop, row, batch, cache_seqlens_ptr,
-                    cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left,
-                    window_right, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
-                    BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES,
+                    multiply_run,
+                    (
+                        q_ptr, out_ptr, lse_ptr, q_strides, k_ring, v_ring, room, alibi_ptr, alibi_strides, sinks_ptr,
+                        scale, softcap, run, head_kv, at, b, before, extra, stop, row, batch, cache_seqlens_ptr,
+                        cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left,
+                        window_right, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+                        BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES, TURNS, 0,
+                    ),
                 ),
-            ),
-            (
-                load_run,
                 (
-                    k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
-                    block_table_ptr, table_stride, pool_pages, head_kv, at, b, before, extra, stop, row,
-                    batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-                    capacity, window_left, window_right, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
-                    BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, STAGES, LOADERS,
+                    load_run,
+                    (
+                        k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
+                        block_table_ptr, table_stride, pool_pages, head_kv, at, b, before, extra, stop, row,
+                        batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+                        capacity, window_left, window_right, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
+                        BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, STAGES, LOADERS,
+                    ),
                 ),
-            ),
-        ],
-        [LOADERS],
-        [LOADER_REGISTERS],
-    )  # fmt: skip
+            ],
+            [LOADERS],
+            [LOADER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    multiply_run,
+                    (
+                        q_ptr, out_ptr, lse_ptr, q_strides, k_ring, v_ring, room, alibi_ptr, alibi_strides, sinks_ptr,
+                        scale, softcap, run, head_kv, at, b, before, extra, stop, row, batch, cache_seqlens_ptr,
+                        cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left,
+                        window_right, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+                        BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES, TURNS, 0,
+                    ),
+                ),
+                (
+                    multiply_run,
+                    (
+                        q_ptr, out_ptr, lse_ptr, q_strides, k_ring, v_ring, room, alibi_ptr, alibi_strides, sinks_ptr,
+                        scale, softcap, run, head_kv, at, b, before, extra, stop, row, batch, cache_seqlens_ptr,
+                        cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left,
+                        window_right, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+                        BOUND_LEFT, BOUND_RIGHT, SOFTCAP, STAGES, TURNS, 1,
+                    ),
+                ),
+                (
+                    load_run,
+                    (
+                        k_ptr, v_ptr, k_strides, v_strides, k_ring, v_ring, cache_batch_idx_ptr, cache_rows,
+                        block_table_ptr, table_stride, pool_pages, head_kv, at, b, before, extra, stop, row,
+                        batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+                        capacity, window_left, window_right, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
+                        BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, STAGES, LOADERS,
+                    ),
+                ),
+            ],
+            [MULTIPLIERS, LOADERS],
+            [MULTIPLIER_REGISTERS, LOADER_REGISTERS],
+        )  # fmt: skip
 
 
 def launch(

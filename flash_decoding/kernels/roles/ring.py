@@ -15,26 +15,31 @@ WARP = gl.constexpr(32)
 
 
 @gluon.constexpr_function
-def buffer_layout(columns: int, bits: int) -> gl.SwizzledSharedLayout:
-    """How a tile (keys, columns) lies in shared memory: 16 bytes at a time, turned from key to key.
+def buffer_layout(rows: int, keys: int, columns: int, dtype: gl.dtype) -> gl.SharedLayout:
+    """How a tile (keys, columns) lies in shared memory.
+
+    For many rows as Hopper's products read it; for few 16 bytes at a time, turned from key to key.
 
     So a matrix of 8 keys is read from all banks at once; faster than the layout of Hopper's own copies.
     """
-    wide = 128 // bits
-    line = 1024 // bits
+    if rows > 16:
+        return gl.NVMMASharedLayout.get_default_for([keys, columns], dtype)
+    wide = 128 // dtype.primitive_bitwidth
+    line = 1024 // dtype.primitive_bitwidth
     return gl.SwizzledSharedLayout(wide, max(1, line // columns), min(8, columns // wide), [1, 0])
 
 
 @gluon.jit
 def make(
     dtype: gl.constexpr,
+    BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     COLUMNS: gl.constexpr,
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
 ) -> gl.tuple:
     """(buffers, their full barriers, their free barriers) for so many warps that load."""
-    layout: gl.constexpr = buffer_layout(COLUMNS, dtype.primitive_bitwidth)
+    layout: gl.constexpr = buffer_layout(BLOCK_M, BLOCK_N, COLUMNS, dtype)
     buffers = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, COLUMNS], layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

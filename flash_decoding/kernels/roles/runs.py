@@ -9,8 +9,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from flash_decoding.kernels import keys, load, runs, softmax
+from flash_decoding.kernels.roles import states
 from flash_decoding.kernels.roles.loading import load_part
-from flash_decoding.kernels.roles.multiplying import PRODUCT, multiply_part, rows_of
+from flash_decoding.kernels.roles.multiplying import multiply_part, product_of, rows_of
 from flash_decoding.kernels.rows import store_out
 
 
@@ -129,6 +130,7 @@ def multiply_run(
     q_strides: gl.tuple,
     k_ring: gl.tuple,
     v_ring: gl.tuple,
+    room: gl.tuple,
     alibi_ptr: gl.tensor,
     alibi_strides: gl.tuple,
     sinks_ptr: gl.tensor,
@@ -163,9 +165,13 @@ def multiply_run(
     BOUND_RIGHT: gl.constexpr,
     SOFTCAP: gl.constexpr,
     STAGES: gl.constexpr,
+    TURNS: gl.constexpr,
+    WHO: gl.constexpr,
 ) -> None:
     """Multiply what the loaders load, and write each part to scratch."""
+    acc_in: gl.constexpr = product_of(BLOCK_M, BLOCK_DV)
     turn = 0
+    part = 0
     while at < stop:
         q_start, q_len, end, lo, hi, first, count, until, behind = part_at(
             at, b, before, extra, stop, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr,
@@ -175,15 +181,21 @@ def multiply_run(
         peak, total, acc = multiply_part(
             q_ptr, q_strides, cu_seqlens_q_ptr, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap,
             window_left, window_right, k_ring, v_ring, b, head_kv, row, q_start, q_len, end, lo, hi, first, 1,
-            count, at == before, turn, GROUP, HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT,
+            count, at == before, turn, TURNS, WHO, GROUP, HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT,
             BOUND_RIGHT, SOFTCAP, STAGES,
         )  # fmt: skip
         turn += count
-        token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
-        cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
-        part_row = ((run + b).to(gl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
-        store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
-        gl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
+        if WHO > 0:
+            states.hand_over(room, part, peak, total, acc)
+        else:
+            if TURNS > 1:
+                peak, total, acc = states.take_over(room, part, peak, total, acc)
+            token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, acc_in))
+            cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, acc_in))
+            part_row = ((run + b).to(gl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
+            store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
+            gl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
+        part += 1
         at = until
         before = behind
         b += 1

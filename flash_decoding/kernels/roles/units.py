@@ -11,8 +11,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from flash_decoding.kernels import keys, load, softmax
+from flash_decoding.kernels.roles import states
 from flash_decoding.kernels.roles.loading import load_part
-from flash_decoding.kernels.roles.multiplying import PRODUCT, multiply_part, rows_of
+from flash_decoding.kernels.roles.multiplying import multiply_part, product_of, rows_of
 from flash_decoding.kernels.rows import lse_offset, store_out
 
 
@@ -135,6 +136,7 @@ def multiply_units(
     lse_strides: gl.tuple,
     k_ring: gl.tuple,
     v_ring: gl.tuple,
+    room: gl.tuple,
     alibi_ptr: gl.tensor,
     alibi_strides: gl.tuple,
     sinks_ptr: gl.tensor,
@@ -163,9 +165,13 @@ def multiply_units(
     BOUND_RIGHT: gl.constexpr,
     SOFTCAP: gl.constexpr,
     STAGES: gl.constexpr,
+    TURNS: gl.constexpr,
+    WHO: gl.constexpr,
 ) -> None:
     """Multiply what the loaders load, and write the result of each unit."""
+    acc_in: gl.constexpr = product_of(BLOCK_M, BLOCK_DV)
     turn = 0
+    part = 0
     for unit in range(gl.program_id(0), units, gl.num_programs(0)):
         row, head_kv, split, b = place_of(unit, max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
         lives, q_start, q_len, end, lo, hi, first, step, count = part_of(
@@ -176,16 +182,22 @@ def multiply_units(
         peak, total, acc = multiply_part(
             q_ptr, q_strides, cu_seqlens_q_ptr, alibi_ptr, alibi_strides, sinks_ptr, scale, softcap,
             window_left, window_right, k_ring, v_ring, b, head_kv, row, q_start, q_len, end, lo, hi, first,
-            step, count, split == 0, turn, GROUP, HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT,
+            step, count, split == 0, turn, TURNS, WHO, GROUP, HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT,
             BOUND_RIGHT, SOFTCAP, STAGES,
         )  # fmt: skip
         turn += count
-        token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
-        in_q &= lives
-        cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
-        flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-        store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
-        if lse_ptr is not None:
-            offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
-            offset += split * lse_strides[3]
-            gl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
+        if WHO > 0:
+            states.hand_over(room, part, peak, total, acc)
+        else:
+            if TURNS > 1:
+                peak, total, acc = states.take_over(room, part, peak, total, acc)
+            token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, acc_in))
+            in_q &= lives
+            cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, acc_in))
+            flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
+            store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
+            if lse_ptr is not None:
+                offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
+                offset += split * lse_strides[3]
+                gl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
+        part += 1
