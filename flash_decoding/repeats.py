@@ -49,7 +49,9 @@ _facts_with_grad = operator.attrgetter("dtype", "device", "shape", "requires_gra
 _strides, _address_of = Tensor.stride, Tensor.data_ptr
 _is_grad_recorded = torch.is_grad_enabled
 _is_deterministic = torch._C._get_deterministic_algorithms
-_QUICK: dict[str, Maker] = {device: getattr(guards, f"_empty_strided_{device}") for device in ("cpu", "cuda")}
+_QUICK: dict[str, Maker | None] = {
+    device: getattr(guards, f"_empty_strided_{device}", None) for device in ("cpu", "cuda")
+}
 
 _kept: dict[Kind, Steps] = {}
 _NOTHING: tuple[Kind, Steps | None] = ((), None)
@@ -144,9 +146,10 @@ def maker(device: torch.device) -> Maker:
     """Makes tensors without contents on the current device of this type, by layout.
 
     For generated code PyTorch has functions that ask nothing but the allocator, in half the time of
-    ``torch.empty``. They leave memory as it is where deterministic algorithms are asked for.
+    ``torch.empty``. They leave memory as it is where deterministic algorithms are asked for. They are
+    PyTorch's own affair: a version without them has the plain way.
     """
-    return _QUICK[device.type]
+    return _QUICK.get(device.type) or filling_maker(device)
 
 
 def filling_maker(device: torch.device) -> Maker:

@@ -152,3 +152,13 @@ def test_on_a_cpu_nothing_is_kept() -> None:
     q, k = torch.randn(1, 1, 2, 16), torch.randn(1, 8, 2, 16)
     fd.decode_attention(q, k, k)
     assert not repeats._kept
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_memory_comes_from_pytorch_with_its_quick_functions_and_without(
+    quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not quick:
+        monkeypatch.setattr(repeats, "_QUICK", {"cpu": None})
+    made = repeats.maker(torch.device("cpu"))((2, 3), (3, 1), torch.float16)
+    assert (made.shape, made.stride(), made.dtype) == ((2, 3), (3, 1), torch.float16)
