@@ -19,9 +19,6 @@ from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Quer
 if TYPE_CHECKING:
     from flash_decoding.kernels.repeat import Repeat
 
-ALIGNMENT = 16
-"""Triton looks whether addresses, in bytes, and strides, in elements, are multiples of it."""
-
 
 def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse: bool) -> Problem:
     """The call in plain numbers, for the planner."""
@@ -49,8 +46,11 @@ def problem_of(queries: Queries, cache: KVCache, options: Options, *, return_lse
 
 
 def _is_aligned(x: Tensor) -> bool:
-    """Whether the compiler knows that vectors begin at multiples of 16 bytes."""
-    return x.data_ptr() % ALIGNMENT == 0 and all(stride % ALIGNMENT == 0 for stride in x.stride()[:-1])
+    """Whether the compiler knows that vectors begin at multiples of 16 bytes.
+
+    It looks whether addresses, in bytes, and strides, in elements, are multiples of the same number.
+    """
+    return all(number % repeats.ALIGNMENT == 0 for number in (x.data_ptr(), *x.stride()[:-1]))
 
 
 def attention(

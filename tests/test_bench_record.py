@@ -99,6 +99,11 @@ def test_a_command_names_no_folder_of_this_machine() -> None:
     )
 
 
+def test_a_failure_names_no_folder_of_this_machine() -> None:
+    cell = Cell.failed("RuntimeError: no room\n at /some/where/peer/allocator.h:49")
+    assert cell.reason == "RuntimeError: no room at allocator.h:49"
+
+
 def test_source_that_no_repository_holds_has_no_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

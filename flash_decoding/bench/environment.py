@@ -51,9 +51,9 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def without_folders(command: str) -> str:
-    """A command with absolute paths cut to their last part: folders of one machine mean nothing elsewhere."""
-    return re.sub(r"(?<!\S)/\S*/", "", command)
+def without_folders(text: str) -> str:
+    """A command or an error, absolute paths cut to their last part: folders of one machine tell nothing."""
+    return re.sub(r"(?<!\S)/\S*/", "", text)
 
 
 def device_name(device: torch.device) -> str:

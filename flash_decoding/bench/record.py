@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from flash_decoding.bench.check import Verdict
 from flash_decoding.bench.column import Heading
+from flash_decoding.bench.environment import without_folders
 from flash_decoding.bench.timing import Effort, Timing
 
 SCHEMA = 1
@@ -52,7 +53,7 @@ class Cell:
     @classmethod
     def failed(cls, reason: str) -> Cell:
         """It raised."""
-        return cls("failed", " ".join(reason.split())[:REASON_LENGTH])
+        return cls("failed", without_folders(" ".join(reason.split()))[:REASON_LENGTH])
 
     @classmethod
     def left_out(cls, reason: str) -> Cell:

@@ -24,6 +24,28 @@ SLOTS_OF_A_RUN = tl.constexpr(64)
 
 
 @triton.jit
+def ask_for(
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    k_strides: tl.tuple,
+    v_strides: tl.tuple,
+    page: tl.tensor,
+    slots: tl.tensor,
+    head_kv: tl.tensor,
+    k_lines: tl.tensor,
+    v_lines: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+) -> None:
+    """Ask for keys and values of one head, by page (or row of the cache) and slots in it."""
+    head = tl.cast(head_kv, tl.int64)
+    load.prefetch(k_ptr + head * k_strides[2], page * k_strides[0] + slots * k_strides[1], k_lines, HEAD_DIM)
+    load.prefetch(
+        v_ptr + head * v_strides[2], page * v_strides[0] + slots * v_strides[1], v_lines, HEAD_DIM_V
+    )
+
+
+@triton.jit
 def ask(
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
@@ -74,12 +96,8 @@ def ask(
             cache_row, first_tile * BLOCK_N, lanes, hi, block_table_ptr, table_stride, pool_pages, PAGE_SIZE,
             BLOCK_N, VIA_L2,
         )  # fmt: skip
-        head = tl.cast(head_kv, tl.int64)
-        load.prefetch(
-            k_ptr + head * k_strides[2], page * k_strides[0] + slot * k_strides[1], k_lines, HEAD_DIM
-        )
-        load.prefetch(
-            v_ptr + head * v_strides[2], page * v_strides[0] + slot * v_strides[1], v_lines, HEAD_DIM_V
+        ask_for(
+            k_ptr, v_ptr, k_strides, v_strides, page, slot, head_kv, k_lines, v_lines, HEAD_DIM, HEAD_DIM_V
         )
 
 
@@ -129,10 +147,8 @@ def find_run(
         first = runs.tile_at(origin, run * size - before, extra) * BLOCK_N
         slots = tl.minimum(first + tl.arange(0, SLOTS_OF_A_RUN), capacity - 1).to(tl.int64)
         row = load.cache_row(tl.minimum(b, batch - 1), cache_batch_idx_ptr, cache_rows, VIA_L2)
-        head = tl.cast(head_kv, tl.int64)
-        k_rows = row * k_strides[0] + slots * k_strides[1]
-        v_rows = row * v_strides[0] + slots * v_strides[1]
-        k_lines, v_lines = load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV)
-        load.prefetch(k_ptr + head * k_strides[2], k_rows, k_lines, HEAD_DIM)
-        load.prefetch(v_ptr + head * v_strides[2], v_rows, v_lines, HEAD_DIM_V)
+        ask_for(
+            k_ptr, v_ptr, k_strides, v_strides, row, slots, head_kv, load.lines_of(k_ptr, BLOCK_D),
+            load.lines_of(v_ptr, BLOCK_DV), HEAD_DIM, HEAD_DIM_V,
+        )  # fmt: skip
     return b, before, size, all_tiles, extra, tiles

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, keys, load, overlap, repeat, score, softmax
+from flash_decoding.kernels import ahead, keys, load, overlap, repeat, score
 from flash_decoding.kernels.part import read_part
-from flash_decoding.kernels.rows import lse_offset, store_out
+from flash_decoding.kernels.rows import store_split
 from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
@@ -147,14 +147,10 @@ def attend_kernel(
         HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
         SOFTCAP,
     )  # fmt: skip
-    flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-    store_out(
-        out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, tl.arange(0, BLOCK_DV), HEAD_DIM_V
-    )
-    if lse_ptr is not None:
-        strides = (lse_sequence, lse_head, lse_token)
-        offset = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_split
-        tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
+    store_split(
+        out_ptr, lse_ptr, (lse_sequence, lse_head, lse_token, lse_split), peak, total, acc, b, q_start, token,
+        head, in_q, tl.arange(0, BLOCK_DV), cu_seqlens_q_ptr, split, num_splits, HEADS_KV * GROUP, HEAD_DIM_V,
+    )  # fmt: skip
 
 
 def launch(
@@ -178,11 +174,28 @@ def launch(
         lse: where the log-sum-exps go, or None.
         lse_strides: of lse, for (sequence, head, token, split).
     """
+    programs, args = grid_and_arguments(
+        queries, cache, options, plan, out=out, lse=lse, lse_strides=lse_strides
+    )
+    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan))
+
+
+def grid_and_arguments(
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    out: Tensor,
+    lse: Tensor | None,
+    lse_strides: tuple[int, int, int, int],
+) -> tuple[int, tuple[object, ...]]:
+    """Programs of a kernel of even splits, and what it takes but for constants; as :func:`launch` has it."""
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
     split_tiles = plan.split_tokens // plan.tile.block_n
-    args = (*inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits, split_tiles)
-    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan))
+    first = inputs(queries, cache, options, out, lse)
+    return programs, (*first, *lse_strides, plan.num_splits, split_tiles)
 
 
 def inputs(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_decoding.kernels import softmax
+
 
 @triton.jit
 def load_queries(
@@ -59,3 +61,31 @@ def lse_offset(
     if cu_seqlens_q_ptr is not None:
         wide_token += q_start
     return tl.cast(b, tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + wide_token * strides[2]
+
+
+@triton.jit
+def store_split(
+    out_ptr: tl.tensor,
+    lse_ptr: tl.tensor,
+    lse_strides: tl.tuple,  # sequence, head, token, split
+    peak: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    b: tl.tensor,
+    q_start: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    in_q: tl.tensor,
+    cols: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    split: tl.tensor,
+    num_splits: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+) -> None:
+    """Write the result of a split to out (tokens, HEADS, num_splits, HEAD_DIM_V), and its LSE if any."""
+    flat_row = ((q_start + token) * HEADS + head) * num_splits + split
+    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
+    if lse_ptr is not None:
+        offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_strides[3]
+        tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)

@@ -179,7 +179,7 @@ def suits_roles(problem: Problem, hardware: Hardware, regime: Regime) -> bool:
         and regime in ROLES_TILES
         and problem.element_bytes == 2
         and problem.page_size == 0
-        and problem.rows <= 16
+        and problem.rows <= ROLES_TILES[regime].block_m
         and max(problem.head_dim, problem.head_dim_v) <= ROLES_MAX_HEAD_DIM
         and problem.aligned
         and not problem.masked

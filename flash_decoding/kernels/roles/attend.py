@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from flash_decoding.kernels import ahead, attend, keys, load, overlap, repeat, softmax
+from flash_decoding.kernels import ahead, attend, keys, load, overlap, repeat
 from flash_decoding.kernels.roles import ring
 from flash_decoding.kernels.roles.loading import load_part
 from flash_decoding.kernels.roles.multiplying import MULTIPLIERS, PRODUCT, multiply_part, rows_of
-from flash_decoding.kernels.rows import lse_offset, store_out
+from flash_decoding.kernels.rows import store_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,13 +150,11 @@ def attend_roles_kernel(
         [LOADER_REGISTERS],
     )  # fmt: skip
     token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
-    cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
-    flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
-    if lse_ptr is not None:
-        strides = (lse_sequence, lse_head, lse_token)
-        offset = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_split
-        gl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
+    store_split(
+        out_ptr, lse_ptr, (lse_sequence, lse_head, lse_token, lse_split), peak, total, acc, b, q_start, token,
+        head, in_q, gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT)), cu_seqlens_q_ptr, split, num_splits,
+        HEADS_KV * GROUP, HEAD_DIM_V,
+    )  # fmt: skip
 
 
 def launch(
@@ -171,10 +168,9 @@ def launch(
     lse_strides: tuple[int, int, int, int],
 ) -> repeat.Repeat | None:
     """Launch as :func:`flash_decoding.kernels.attend.launch` does, with the same arguments."""
-    row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
-    programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    split_tiles = plan.split_tokens // plan.tile.block_n
-    args = (*attend.inputs(queries, cache, options, out, lse), *lse_strides, plan.num_splits, split_tiles)
+    programs, args = attend.grid_and_arguments(
+        queries, cache, options, plan, out=out, lse=lse, lse_strides=lse_strides
+    )
     return repeat.launch(attend_roles_kernel, programs, args, constants(queries, cache, options, plan))
 
 
