@@ -135,9 +135,11 @@ def linear_kernel(
     rows = rows.to(tl.int64)
     w_ptr = pick(which, weight_ptrs) if not GATED else weight_ptrs[0]
     if OVERLAP and PREFETCH > 0:
-        load.prefetch(w_ptr, tl.minimum(rows, height - 1) * COLS, COLS, PREFETCH)
+        load.prefetch(w_ptr, tl.minimum(rows, height - 1) * COLS, load.lines_of(w_ptr, PREFETCH), COLS)
         if GATED:
-            load.prefetch(weight_ptrs[1], tl.minimum(rows, height - 1) * COLS, COLS, PREFETCH)
+            load.prefetch(
+                weight_ptrs[1], tl.minimum(rows, height - 1) * COLS, load.lines_of(w_ptr, PREFETCH), COLS
+            )
     if OVERLAP:
         overlap.wait_for_the_kernel_before()
         overlap.let_the_next_kernel_start()

@@ -97,6 +97,7 @@ def prefetch(base_ptr: tl.tensor, rows: tl.tensor, lines: tl.tensor, COLS: tl.co
         lines: as by :func:`lines_of`; none of them is taken to begin beyond COLS elements.
         COLS: elements of a row.
     """
+    tl.static_assert(len(lines.shape) == 1, "lines come from lines_of: a number would pass for one of them")
     line: tl.constexpr = LINE_BITS // base_ptr.dtype.element_ty.primitive_bitwidth
     cols = tl.minimum(lines * line, COLS - 1)
     tl.inline_asm_elementwise(
