@@ -153,6 +153,7 @@ REFUSED: dict[str, Any] = {
     "position_bias": torch.zeros(1, 4, 3, 8),
     "cu_seq_lens_q": torch.tensor([0, 3]),
     "dropout": 0.1,
+    "cache": object(),
     "seq_idx": torch.zeros(2, 3),
     "block_indices": torch.zeros(2, 3),
     "an_argument_of_tomorrow": False,

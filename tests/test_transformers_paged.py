@@ -139,7 +139,22 @@ class Allocating:
         self.layer_to_allocator = {0: one, 1: other}
 
 
-LAYOUTS = [Grouped, Allocating]
+class Updated(Allocating):
+    """The same where the layer asks it, and attention gets what it answers: as it is from 5.24 on."""
+
+    def left(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of attention as a layer of full attention leaves them."""
+        own = {name: arguments[name]["full_attention"] for name in ("cu_seq_lens_k", "max_length_k")}
+        pools = {"k_cache": self.k, "v_cache": self.v}
+        return arguments | own | pools | {"cache": None, "block_table": arguments["block_table"][1]}
+
+
+LAYOUTS = [Grouped, Allocating, Updated]
+
+
+def layer(window: int | None = None) -> Any:
+    """As much of a layer as attention asks for; a window of the configuration, not of the layer."""
+    return SimpleNamespace(layer_idx=1, config=SimpleNamespace(sliding_window=window))
 
 
 def decode_arguments(device: str, requests: int, layout: type = Grouped) -> tuple[Any, dict[str, Any]]:
@@ -158,6 +173,7 @@ def decode_arguments(device: str, requests: int, layout: type = Grouped) -> tupl
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     arguments = {
         "cache": fake,
+        "write_index": [],
         "block_table": torch.stack((torch.full_like(table, -1), table)),
         "cu_seq_lens_q": torch.arange(5, dtype=torch.int32, device=device),
         "cu_seq_lens_k": {"full_attention": offsets},
@@ -167,7 +183,7 @@ def decode_arguments(device: str, requests: int, layout: type = Grouped) -> tupl
         "softcap": options.softcap,
         "s_aux": options.sinks,
     }
-    return inputs, arguments
+    return inputs, fake.left(arguments) if isinstance(fake, Updated) else arguments
 
 
 def new_keys(device: str) -> tuple[Tensor, Tensor]:
@@ -184,9 +200,8 @@ def test_a_step_appends_and_attends(requests: int, layout: type, device: str) ->
     inputs, arguments = decode_arguments(device, requests, layout)
     queries, cache, _ = inputs
     k, v = new_keys(device)
-    layer = SimpleNamespace(layer_idx=1)
     query = queries.q.permute(1, 2, 0, 3)
-    out, weights = paged.attention(layer, query, k, v, None, **arguments)  # type: ignore[arg-type]  # a stand-in
+    out, weights = paged.attention(layer(), query, k, v, None, **arguments)
     assert weights is None
     assert out.shape == (4, 4, 32)
     assert (out[requests:] == 0).all()
@@ -196,8 +211,9 @@ def test_a_step_appends_and_attends(requests: int, layout: type, device: str) ->
             page = int(cache.block_table[b, (length - 1) // 8])
             pool[page, (length - 1) % 8] = new[0, :, b]
     fake = arguments["cache"]
-    assert torch.equal(fake.k, cache.k)
-    assert torch.equal(fake.v, cache.v)
+    written = (arguments["k_cache"], arguments["v_cache"]) if fake is None else (fake.k, fake.v)
+    assert torch.equal(written[0], cache.k)
+    assert torch.equal(written[1], cache.v)
     live = slice(0, requests)
     table = cache.block_table[live]
     cache = dataclasses.replace(cache, cache_seqlens=cache.cache_seqlens[live], block_table=table)
@@ -207,7 +223,8 @@ def test_a_step_appends_and_attends(requests: int, layout: type, device: str) ->
 
 NONE = torch.zeros(1, dtype=torch.int32)
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"cache": None}, "without a paged cache"),
+    ({"write_index": None}, "without a paged cache"),
+    ({"cache": None}, "has not updated the paged cache"),
     ({"position_bias": torch.zeros(1)}, "position_bias"),
     ({"dropout": 0.1}, "dropout"),
     ({"is_causal": False}, "not causal"),
@@ -225,18 +242,19 @@ def test_what_is_not_honoured_is_refused(changed: dict[str, Any], named: str) ->
     before = inputs.cache.k.clone()
     arguments = {"attention_mask": None} | arguments | changed
     with pytest.raises(Unsupported, match=named):
-        paged.attention(SimpleNamespace(layer_idx=1), inputs.queries.q.permute(1, 2, 0, 3), k, v, **arguments)  # type: ignore[arg-type]  # a stand-in
+        paged.attention(layer(), inputs.queries.q.permute(1, 2, 0, 3), k, v, **arguments)
     assert torch.equal(inputs.cache.k, before)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_cache_that_forgets_more_than_the_layer_is_refused(layout: Any) -> None:
-    inputs, arguments = decode_arguments("cpu", 4)
-    arguments["cache"] = layout(inputs.cache.k, inputs.cache.v, window=8)
-    arguments["cu_seq_lens_k"]["sliding_attention"] = arguments["cu_seq_lens_k"]["full_attention"]
+    inputs, arguments = decode_arguments("cpu", 4, layout)
+    if layout is not Updated:
+        arguments["cache"] = layout(inputs.cache.k, inputs.cache.v, window=8)
+        arguments["cu_seq_lens_k"]["sliding_attention"] = arguments["cu_seq_lens_k"]["full_attention"]
     query = inputs.queries.q.permute(1, 2, 0, 3)
     with pytest.raises(Unsupported, match="the window of layer 1"):
-        paged.attention(SimpleNamespace(layer_idx=1), query, *new_keys("cpu"), None, **arguments)  # type: ignore[arg-type]  # a stand-in
+        paged.attention(layer(window=8), query, *new_keys("cpu"), None, **arguments)
 
 
 @pytest.mark.parametrize("windowed", [False, True])
@@ -248,6 +266,5 @@ def test_a_mask_that_repeats_the_lengths_changes_nothing(windowed: bool) -> None
         inputs, arguments = decode_arguments("cpu", 4)
         arguments["sliding_window"] = 5
         query, (k, v) = inputs.queries.q.permute(1, 2, 0, 3), (x * 0 + 1 for x in new_keys("cpu"))
-        layer: Any = SimpleNamespace(layer_idx=1)
-        outs.append(paged.attention(layer, query, k, v, given, **arguments)[0])
+        outs.append(paged.attention(layer(), query, k, v, given, **arguments)[0])
     assert torch.equal(*outs)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AttentionInterface, ContinuousBatchingConfig
 from transformers.generation.continuous_batching import initialization
 
@@ -26,6 +27,13 @@ def test_outside_of_continuous_batching_its_name_is_refused() -> None:
     else:
         with pytest.raises(ValueError, match=r'"paged\|flash_decoding"` is not supported'):
             model.set_attn_implementation("paged|flash_decoding")
+
+
+def test_a_cache_alone_is_no_batch() -> None:
+    """Models before 5.24 do not know an argument of that name, and hand it to attention."""
+    x = torch.zeros(1, 1, 1, 8)
+    with pytest.raises(Unsupported, match="past_key_values"):
+        registration.either(nn.Module(), x, x, x, None, cache=object())
 
 
 def test_installing_twice_changes_nothing() -> None:

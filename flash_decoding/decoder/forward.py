@@ -14,6 +14,7 @@ from flash_decoding.decoder import linear
 from flash_decoding.decoder.blocks import Block, Blocks
 from flash_decoding.spec import KVCache, NewTokens, Options, Queries
 from flash_decoding.transformers.cache import FlashCache
+from flash_decoding.transformers.names import cache_argument
 
 Attention = Callable[[Queries, KVCache, Options], Tensor]
 """(batch, q_len, heads_q, head_dim_v) from queries, cache and options."""
@@ -39,9 +40,9 @@ def by_model(model: PreTrainedModel, cache: FlashCache, tokens: Tensor, *, keep:
     result = model(
         input_ids=tokens,
         position_ids=cache.positions(tokens.shape[1]),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=keep,
+        **{cache_argument(type(model).forward): cache},
     )
     logits: Tensor = result.logits
     return logits

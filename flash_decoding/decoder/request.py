@@ -21,6 +21,7 @@ from transformers import (
 
 from flash_decoding.decoder.prompts import padded, unpadded
 from flash_decoding.errors import InvalidInput, Unsupported
+from flash_decoding.transformers import names
 
 DRAFT_TOKENS = 5
 """Tokens that an assistant drafts at once where nobody says how many."""
@@ -195,7 +196,8 @@ def _prepare(model: Any, ids: Tensor, **call: Any) -> Prepared:
         return input_ids
 
     # An empty cache of the caller's keeps generate from allocating one as cache_implementation has it.
-    model.generate(ids, past_key_values=DynamicCache(), custom_generate=instead_of_a_loop, **call)
+    call |= {names.GENERATE: DynamicCache(), "custom_generate": instead_of_a_loop}
+    model.generate(ids, **call)
     return found[0]
 
 

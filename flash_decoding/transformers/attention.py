@@ -38,6 +38,7 @@ _REFUSED: Mapping[str, str] = {
     "position_bias": "biases of the scores are not known here",
     "cu_seq_lens_q": "packed sequences are not known here; pad them, or flash_decoding.flash_attn has them",
     "dropout": "forward only: call model.eval()",
+    "cache": "models of Transformers before 5.24 know it as past_key_values",
 }
 """What would do, for arguments that are refused often. One that is in no table here is refused too."""
 

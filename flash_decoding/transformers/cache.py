@@ -26,6 +26,8 @@ class FlashCache(FlashCacheProtocol):
     ``attn_implementation="flash_decoding"``: what its layers get from :meth:`update` is no tensor but
     :class:`~flash_decoding.transformers.handle.CachedKeys`, which other implementations cannot read.
 
+    Transformers calls ``past_key_values`` by the name of ``cache`` from 5.24 on, and still takes the old one.
+
     ``generate`` and plain forwards need nothing else. An empty cache takes any batch up to its own; from then
     on a forward brings as many rows. Its first layer begins a step: room for all rows, or
     :class:`~flash_decoding.errors.CacheFull` before anything is written. Each layer then appends with one

@@ -1,8 +1,9 @@
 """Continuous batching: Transformers schedules requests and owns the pages, attention over them is ours.
 
-``model.generate_batch`` and the managers behind it call a model's attention with their cache among the
-arguments; up to Transformers 5.18 they put ``paged|`` before its name and call what is registered under that.
-A batch comes in one of two shapes, both as one row of tokens:
+``model.generate_batch`` and the managers behind it call a model's attention with a batch among the arguments.
+With it comes their cache, or what the layer has got from it (:mod:`flash_decoding.transformers.pages`). Up to
+Transformers 5.18 they put ``paged|`` before its name and call what is registered under that. A batch comes in
+one of two shapes, both as one row of tokens:
 
 - prompts, or prompts among tokens being decoded: Transformers' cache writes the new keys and gathers the old
   ones, and attention goes over packed keys;
@@ -32,7 +33,7 @@ from flash_decoding.spec import UNBOUNDED
 from flash_decoding.transformers.attention import HARMLESS, HONOURED
 from flash_decoding.transformers.bounds import is_ours, unpack
 from flash_decoding.transformers.hooks import teach
-from flash_decoding.transformers.pages import Pages
+from flash_decoding.transformers.pages import Share, share_of
 
 HAS_PREFIX = "paged|sdpa" in ALL_ATTENTION_FUNCTIONS
 """Whether continuous batching calls attention by names of its own: Transformers' functions then have them."""
@@ -45,12 +46,22 @@ _BATCH = frozenset(
         *("cache", "block_table", "read_index", "write_index", "cu_seq_lens_q", "cu_seq_lens_k"),
         *("max_seqlen_q", "max_seqlen_k"),  # up to 5.18
         *("max_length_q", "max_length_k"),
+        *("k_cache", "v_cache"),  # since 5.24, in the place of the cache
     }
 )
 """What the engine says of a batch."""
 
 _ENGINE = frozenset({"logits_indices", "logits_processor_args", "dropout"})
 """What passes by: for the sampler; and dropout, which :func:`attention` checks by its value."""
+
+
+def is_batch(arguments: Mapping[str, Any]) -> bool:
+    """Whether there is a batch of continuous batching among the arguments of attention, in any release.
+
+    Args:
+        arguments: all that a layer passes by name.
+    """
+    return arguments.get("write_index") is not None
 
 
 def install() -> None:
@@ -82,7 +93,7 @@ def _open_fast_path() -> None:
 class _Batch:
     """A batch as one layer sees it."""
 
-    pages: Pages
+    share: Share
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
     max_seqlen_q: int
@@ -90,18 +101,14 @@ class _Batch:
     arguments: Mapping[str, Any]
 
     @classmethod
-    def of(cls, layer: int, arguments: Mapping[str, Any]) -> _Batch:
-        """Models with two kinds of layers have two sets of lengths, by the kind."""
-        pages = Pages.of(arguments["cache"], layer)
+    def of(cls, layer: nn.Module, arguments: Mapping[str, Any]) -> _Batch:
+        share = share_of(layer, arguments)
         longest_q, longest_k = (
             arguments[name] if name in arguments else arguments[name.replace("seqlen", "length")]
             for name in ("max_seqlen_q", "max_seqlen_k")
         )
-        lengths, longest_k = (
-            value[pages.kind] if isinstance(value, dict) else value
-            for value in (arguments["cu_seq_lens_k"], longest_k)
-        )
-        return cls(pages, arguments["cu_seq_lens_q"], lengths, longest_q, longest_k, arguments)
+        lengths, longest_k = share.own(arguments["cu_seq_lens_k"]), share.own(longest_k)
+        return cls(share, arguments["cu_seq_lens_q"], lengths, longest_q, longest_k, arguments)
 
 
 def attention(
@@ -117,12 +124,13 @@ def attention(
     Args:
         module: the layer; ``layer_idx`` is its place in the cache.
         query: (1, heads_q, tokens, head_dim), the tokens of all requests one after the other.
-        key: (1, heads_kv, tokens, head_dim).
-        value: (1, heads_kv, tokens, head_dim_v).
+        key: (1, heads_kv, tokens, head_dim); from 5.24 on with the old ones, unless there is a block table.
+        value: (1, heads_kv, tokens, head_dim_v), as ``key``.
         attention_mask: None, or what our mask function made of packed sequences or a window: lengths say all.
         arguments: the batch (``cache``, ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``,
-            ``max_length_k``, ``read_index``, ``write_index``, ``block_table``), and of the layer ``scaling``,
-            ``sliding_window`` (keys visible, one's own among them), ``softcap``, ``s_aux`` (sinks).
+            ``max_length_k``, ``read_index``, ``write_index``, ``block_table``; from 5.24 on ``k_cache`` and
+            ``v_cache`` in the place of ``cache``), and of the layer ``scaling``, ``sliding_window`` (keys
+            visible, one's own among them), ``softcap``, ``s_aux`` (sinks).
 
     Returns:
         out, (tokens, heads_q, head_dim_v), and None in the place of the weights. Tokens behind the last
@@ -132,9 +140,8 @@ def attention(
         Unsupported: a forward outside of continuous batching, or an argument that is not None and not known.
         InvalidInput: tensors that do not fit each other.
     """
-    layer: Any = module
-    _refuse(layer, attention_mask, arguments)
-    batch, head_dim, head_dim_v = _Batch.of(layer.layer_idx, arguments), key.shape[-1], value.shape[-1]
+    _refuse(module, attention_mask, arguments)
+    batch, head_dim, head_dim_v = _Batch.of(module, arguments), key.shape[-1], value.shape[-1]
     scores = _scores(batch, arguments)
     if head_dim_v != head_dim:  # the cache is as wide for values as for keys
         value = nn.functional.pad(value, (0, head_dim - head_dim_v))
@@ -144,7 +151,7 @@ def attention(
 
 def _refuse(layer: Any, attention_mask: Tensor | None, arguments: Mapping[str, Any]) -> None:
     what = f'attention "{NAME}"'
-    if arguments.get("cache") is None:
+    if not is_batch(arguments):
         why = 'it is for generate_batch alone: set "flash_decoding" and let generate_batch add the rest'
         raise Unsupported(f"{what} without a paged cache", (why,))
     _refuse_mask(what, attention_mask, arguments.get("sliding_window"))
@@ -173,10 +180,10 @@ def _refuse_mask(what: str, mask: Tensor | None, window: int | None) -> None:
 
 def _scores(batch: _Batch, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What both functions are to do with scores and mask, in their words."""
-    window, cached = arguments.get("sliding_window"), batch.pages.window
+    window, cached = arguments.get("sliding_window"), batch.share.window
     if cached not in (None, window):
         why = f"the cache keeps the last {cached} keys, the layer asks for a window of {window}"
-        raise Unsupported(f"the window of layer {batch.pages.layer}", (why,))
+        raise Unsupported(f"the window of layer {batch.share.layer}", (why,))
     return {
         "softmax_scale": arguments.get("scaling"),
         "causal": True,
@@ -188,7 +195,7 @@ def _scores(batch: _Batch, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _packed(batch: _Batch, query: Tensor, key: Tensor, value: Tensor, scores: dict[str, Any]) -> Tensor:
     """Attention over keys that the cache gathers, (tokens, heads_q, head_dim)."""
-    k, v = batch.pages.update(key, value, batch.arguments)
+    k, v = batch.share.update(key, value, batch.arguments)
     out = flash_attn_varlen_func(
         query[0].transpose(0, 1),
         k,
@@ -205,8 +212,8 @@ def _packed(batch: _Batch, query: Tensor, key: Tensor, value: Tensor, scores: di
 
 def _decode(batch: _Batch, query: Tensor, key: Tensor, value: Tensor, scores: dict[str, Any]) -> Tensor:
     """Attention of one token each over the pages of its request, (requests, heads_q, head_dim)."""
-    k_cache, v_cache = batch.pages.pools()
-    table = batch.arguments["block_table"][batch.pages.row]
+    k_cache, v_cache = batch.share.pools(batch.arguments)
+    table = batch.share.table(batch.arguments)
     q, k, v = (x.permute(2, 0, 1, 3) for x in (query, key, value))
     lengths = batch.cu_seqlens_k.diff()  # the new token included
     # The slot of the new token. Where the length is 0, -1 becomes a slot beyond any capacity, whose token is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any, NoReturn, cast
 
 import torch
@@ -28,13 +29,14 @@ class FlashLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(  # type: ignore[override]  # handles take the place of tensors, which is the point
-        self, key_states: Tensor, value_states: Tensor
+        self, key_states: Tensor, value_states: Tensor, *, kwargs: Mapping[str, Any] | None = None
     ) -> tuple[CachedKeys, CachedKeys]:
         """Append new tokens, as :meth:`FlashCacheProtocol.update`.
 
         Args:
             key_states: (rows, heads_kv, q_len, head_dim).
             value_states: (rows, heads_kv, q_len, head_dim_v).
+            kwargs: not looked at.
         """
         handle = CachedKeys(self._steps.append(key_states, value_states, self._index))
         return handle, handle
@@ -84,7 +86,12 @@ class FlashCacheProtocol(Cache):
         super().__init__(layers=[FlashLayer(steps, index) for index in range(steps.layers)])
 
     def update(  # type: ignore[override]  # handles take the place of tensors, which is the point
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[CachedKeys, CachedKeys]:
         """Append a layer's new tokens.
 
@@ -92,6 +99,9 @@ class FlashCacheProtocol(Cache):
             key_states: (rows, heads_kv, q_len, head_dim), dtype and device of the cache.
             value_states: (rows, heads_kv, q_len, head_dim_v).
             layer_idx: the layer; they come in order.
+            kwargs: what attention will get besides, from Transformers 5.24 on. A cache may leave word for
+                attention there; ours does so by what it returns. What is asked of attention in it is honoured
+                or refused by attention itself, which gets all of it.
 
         Returns:
             Twice the same handle, for attention.

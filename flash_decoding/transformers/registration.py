@@ -35,7 +35,7 @@ def register() -> None:
 def either(
     module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Tensor | None, **arguments: Any
 ) -> tuple[Tensor, None]:
-    """Attention of continuous batching where its cache is among the arguments, of a plain forward elsewhere.
+    """Attention of continuous batching where its batch is among the arguments, of a plain forward elsewhere.
 
     Args:
         module: the layer.
@@ -48,7 +48,7 @@ def either(
     Returns:
         out, and None in the place of the weights.
     """
-    attend = attention if arguments.get("cache") is None else paged.attention
+    attend = paged.attention if paged.is_batch(arguments) else attention
     return attend(module, query, key, value, attention_mask, **arguments)
 
 

@@ -56,6 +56,8 @@ class DynamicStepper:
     def __init__(self, model: PreTrainedModel, case: ModelCase, implementation: str) -> None:
         from transformers import DynamicCache
 
+        from flash_decoding.transformers.names import cache_argument
+
         model.set_attn_implementation(implementation)
         self._model, self._steps, self._longest = model, 0, max(case.filled)
         self._padded = _Padded(case)
@@ -63,12 +65,13 @@ class DynamicStepper:
         for layer in range(case.layers):
             k, v = (_padded(case, x.to(model.dtype), self._longest) for x in case.keys_and_values(layer))
             self._cache.update(k, v, layer)
+        self._cached = {cache_argument(type(model).forward): self._cache}
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append a token to each sequence; logits for the next."""
         self._steps += 1
         more = self._padded.arguments(self._longest + self._steps)
-        result = self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, **more)
+        result = self._model(input_ids=tokens, use_cache=True, **self._cached, **more)
         self._padded.advance()
         logits: Tensor = result.logits
         return logits
@@ -91,6 +94,8 @@ class StaticStepper:
         from transformers import StaticCache
         from transformers.cache_utils import StaticLayer
 
+        from flash_decoding.transformers.names import cache_argument
+
         model.set_attn_implementation("sdpa")
         self._length, self._capacity = max(case.filled), case.context
         self._padded, self._lengths = _Padded(case), list[Tensor]()
@@ -105,6 +110,7 @@ class StaticStepper:
             length = layer.cumulative_length
             assert isinstance(length, Tensor)
             self._lengths.append(length)
+        self._cached = {cache_argument(type(model).forward): self._cache}
         self._forward: Forward = torch.compile(model.forward, mode="reduce-overhead")
         self.rewind()
 
@@ -112,7 +118,7 @@ class StaticStepper:
         """Append a token to each sequence; logits for the next."""
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         more = self._padded.arguments(self._capacity)
-        result = self._forward(input_ids=tokens, past_key_values=self._cache, use_cache=True, **more)
+        result = self._forward(input_ids=tokens, use_cache=True, **self._cached, **more)
         self._padded.advance()
         logits: Tensor = result.logits
         return logits
