@@ -5,7 +5,6 @@ Imports the kernels only when a GPU call comes, so that a machine without Triton
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_decoding import cpu, repeats, sdpa
-from flash_decoding.plan import Hardware, make_plan, runs_tile, tiles_for
+from flash_decoding.plan import Hardware, make_plan, plans_ahead
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Problem, Queries
 
 if TYPE_CHECKING:
@@ -104,9 +103,9 @@ def run_kernels(
     kind: repeats.Kind | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The Triton variant of :func:`attention`, for a plan in hand."""
-    from flash_decoding.kernels import balanced, combine
+    from flash_decoding.kernels import combine
 
-    attend = _even_kernel(roles=plan.roles)
+    attend, balanced = _kernels(roles=plan.roles)
 
     q = queries.q
     heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
@@ -118,6 +117,9 @@ def run_kernels(
         strides = (*lse_strides, 0)
         first = attend.launch(queries, cache, options, plan, out=out, lse=target, lse_strides=strides)
         _keep(kind, first, out=out, lse=target)
+        return out, lse
+    if plan.split_tokens:
+        _run_fixed(queries, cache, options, plan, out=out, lse=target, lse_strides=lse_strides, kind=kind)
         return out, lse
     if plan.balanced:
         rows = (splits + queries.batch - 1, queries.q_len, heads)
@@ -147,15 +149,55 @@ def run_kernels(
     return out, lse
 
 
-def _even_kernel(*, roles: bool) -> Any:
-    """The kernel of even splits: by warps with roles, or by warps that do everything."""
+def _kernels(*, roles: bool) -> tuple[Any, Any]:
+    """The kernels of even splits and of runs: by warps with roles, or by warps that do everything."""
     if roles:
-        from flash_decoding.kernels.roles import attend as with_roles
+        from flash_decoding.kernels.roles import attend as even
+        from flash_decoding.kernels.roles import balanced as runs
+
+        return even, runs
+    from flash_decoding.kernels import attend, balanced
+
+    return attend, balanced
+
+
+def _shared_splits(*, roles: bool) -> Any:
+    """The kernel of splits of a fixed size that programs share whole."""
+    if roles:
+        from flash_decoding.kernels.roles import balanced as with_roles
 
         return with_roles
-    from flash_decoding.kernels import attend
+    from flash_decoding.kernels import fixed
 
-    return attend
+    return fixed
+
+
+def _run_fixed(
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    out: Tensor,
+    lse: Tensor | None,
+    lse_strides: tuple[int, int, int],
+    kind: repeats.Kind | None,
+) -> None:
+    """Several parts of fixed sizes: states of splits or leaves, and their reduction."""
+    from flash_decoding.kernels import attend, fold
+
+    rows = (out.numel() // (queries.heads * out.shape[-1]), queries.heads, plan.num_splits)
+    parts, sums = _new(queries, *rows, out.shape[-1]), _new(queries, *rows, 2)
+    if plan.runs:
+        first = _shared_splits(roles=plan.roles).launch(
+            queries, cache, options, plan, parts=parts, part_lse=sums
+        )
+    else:
+        first = attend.launch(queries, cache, options, plan, out=parts, lse=sums, lse_strides=(0, 0, 0, 0))
+    last = fold.launch(
+        queries, cache, options, plan, parts=parts, part_lse=sums, out=out, lse=lse, lse_strides=lse_strides
+    )
+    _keep(kind, first, last, out=out, lse=lse, scratch=(parts.numel(), sums.numel()))
 
 
 def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
@@ -165,21 +207,11 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     splits: small tensors stand for large ones. The planner adds choices: split or not, by sequence or
     by work, and which tile.
     """
-    from flash_decoding.kernels.combine import FEW_SPLITS
+    from flash_decoding.kernels.combine import SPLITS_AHEAD
 
     problem = problem_of(queries, cache, options, return_lse=True)
     hardware = Hardware.of(queries.q.device)
-    overlaps = hardware.overlaps_launches
-    plans = [
-        Plan("flash_attention", "triton", tile, 1, 0, (), overlaps, roles=roles)
-        for tile, roles in tiles_for(problem, hardware)
-    ]
-    plans += [
-        dataclasses.replace(plan, kind="flash_decoding", num_splits=splits)
-        for plan, splits in itertools.product(plans, (2, FEW_SPLITS + 1))  # few and many combine differently
-    ]
-    tile = runs_tile(problem, hardware)
-    plans.append(Plan("flash_decoding", "triton", tile, 2, 0, (), overlaps, balanced=True))
+    plans = plans_ahead(problem, hardware, splits=SPLITS_AHEAD)
     for plan, return_lse in itertools.product(plans, (False, True)):
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 

@@ -101,13 +101,9 @@ class Options:
     @property
     def is_plain(self) -> bool:
         """True where only scale and causality are asked for: what every attention library does."""
-        extras = (self.alibi_slopes, self.sinks)
-        return (
-            self.softcap == 0.0
-            and self.window_left == UNBOUNDED
-            and self.window_right in (UNBOUNDED, 0)
-            and all(extra is None for extra in extras)
-        )
+        has_extras = self.alibi_slopes is not None or self.sinks is not None
+        has_window = self.window_left != UNBOUNDED or self.window_right not in (UNBOUNDED, 0)
+        return self.softcap == 0.0 and not has_window and not has_extras
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +231,7 @@ class Problem:
     return_lse: bool = True
     ragged: bool = False
     """Sequences have different q_len; ``q_len`` is the longest."""
-    masked: bool = False
-    """A key mask takes slots away."""
+    masked: bool = False  # a key mask takes slots away
     aligned: bool = True
     """Every key and every value begins at a multiple of 16 bytes, as Triton can tell by their strides."""
 
@@ -287,12 +282,19 @@ class Plan:
     tile: Tile
     num_splits: int
     split_tokens: int
-    """Keys per split when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
-    reasons: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    """Why, in words, one decision a line."""
+    """Keys per split, at least, when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
+    reasons: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # why, one decision a line
     overlap: bool = False
     """Kernels start while the one before them ends (programmatic dependent launch)."""
     balanced: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
     roles: bool = False
     """Some warps only load, the others only multiply."""
+    programs: int = 0
+    """Programs that take one part after another, where ``roles``; 0: as many as there are parts."""
+    leaf_tokens: int = 0
+    """Keys of a leaf, of which fixed splits are made (fewer in sequences of one split); 0: none."""
+    by_leaf: bool = False
+    """``num_splits`` counts leaves: each of them has a program, not each fixed split."""
+    runs: int = 0
+    """Where > 0, so many programs of each key/value head and row tile share fixed splits of all sequences."""

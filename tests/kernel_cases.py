@@ -140,12 +140,17 @@ def runnable(case: Case, device: torch.device) -> Case:
 def plan_of(inputs: Inputs, *, num_splits: int = 0, batch_invariant: bool = False, runs: int = 0) -> Plan:
     """The plan of the Triton variant: for the GPU at hand, or a named one for interpreted kernels.
 
-    ``runs`` > 0 asks for work shared across sequences, which the planner keeps for large caches.
+    ``runs`` > 0 asks for work shared across sequences, which the planner keeps for large caches; in whole
+    splits where the plan is batch-invariant. Both are of the portable kernels.
     """
     device = inputs.queries.q.device
     hardware = Hardware.of(device) if device.type == "cuda" else Hardware.named("H200")
+    if device.type == "cpu" or batch_invariant or runs:
+        hardware = dataclasses.replace(hardware, triton=(3, 4))  # which gives warps no roles
     problem = execute.problem_of(*inputs, return_lse=True)
     plan = make_plan(problem, hardware, num_splits=num_splits, batch_invariant=batch_invariant)
-    if runs:
-        plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=runs, balanced=True, roles=False)
-    return plan if device.type == "cuda" else dataclasses.replace(plan, overlap=False, roles=False)
+    if runs and batch_invariant:
+        plan = dataclasses.replace(plan, runs=runs, by_leaf=False)
+    elif runs:
+        plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=runs, balanced=True)
+    return plan if device.type == "cuda" else dataclasses.replace(plan, overlap=False)

@@ -25,10 +25,10 @@ from triton.runtime.jit import JITFunction
 
 from flash_decoding import execute
 from flash_decoding.kernels import append, linear
-from flash_decoding.plan import Hardware, make_plan
+from flash_decoding.plan import Hardware, invariant_tiles, make_plan
 from flash_decoding.plan.linear import choose_linear_tile
 from flash_decoding.projection import Norm, Projection
-from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
+from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Queries, Rotary
 
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), "A100"),
@@ -56,6 +56,8 @@ class Case:
     num_splits: int = 8
     runs: int = 0
     """Where > 0, work is shared across sequences by so many programs a head."""
+    invariant: bool = False
+    """Splits have a fixed size; where there are runs, these share them whole."""
     linear: bool = False
     """The linear layers of a step in place of its attention."""
 
@@ -63,6 +65,16 @@ class Case:
 CASES = (
     Case("balanced", runs=33),
     Case("balanced_paged_16", runs=33, page_size=16),
+    Case("fixed", runs=33, invariant=True),
+    Case("fixed_paged_16", runs=33, invariant=True, page_size=16),
+    Case("fixed_head_dim_64", runs=33, invariant=True, head_dim=64, head_dim_v=64),
+    Case("fixed_head_dim_256", runs=33, invariant=True, head_dim=256, head_dim_v=256),
+    Case("splits", invariant=True),
+    Case("splits_paged_16", invariant=True, page_size=16),
+    Case("splits_head_dim_64", invariant=True, head_dim=64, head_dim_v=64),
+    Case("splits_head_dim_256", invariant=True, head_dim=256, head_dim_v=256),
+    Case("splits_fp32", invariant=True, dtype=torch.float32),
+    Case("splits_verify_8_tokens", invariant=True, q_len=8, options=(("causal", True),)),
     Case("linear", linear=True),
     Case("decode_contiguous"),
     Case("decode_paged_16", page_size=16),
@@ -147,19 +159,29 @@ def linear_launches(case: Case, hardware: Hardware) -> None:
         linear.launch(x, layer, tile, residual=residual, out=out, overlaps=hardware.overlaps_launches)
 
 
+def plan_of(case: Case, given: tuple[Queries, KVCache, Options], hardware: Hardware) -> Plan:
+    """The plan of the case; the planner keeps shared work for large caches."""
+    problem = execute.problem_of(*given, return_lse=True)
+    if case.invariant:
+        _, tile = invariant_tiles(problem, hardware)
+        plan = make_plan(problem, hardware, batch_invariant=True)
+        if plan.roles:
+            return dataclasses.replace(plan, runs=case.runs or plan.runs)
+        return dataclasses.replace(plan, tile=tile, runs=case.runs, by_leaf=False)
+    plan = make_plan(problem, hardware, num_splits=case.num_splits)
+    return dataclasses.replace(plan, num_splits=case.runs, balanced=True) if case.runs else plan
+
+
 def launches(case: Case, hardware: Hardware) -> None:
     """Everything that the library launches for the case."""
     if case.linear:
         linear_launches(case, hardware)
         return
-    queries, cache, options = tensors(case)
-    problem = execute.problem_of(queries, cache, options, return_lse=True)
+    given = tensors(case)
+    queries, cache, _ = given
     older = dataclasses.replace(hardware, triton=(3, 4))  # which has no kernels of warps with roles
-    plans = [make_plan(problem, which, num_splits=case.num_splits) for which in (hardware, older)]
-    if case.runs:
-        plans = [dataclasses.replace(plan, num_splits=case.runs, balanced=True) for plan in plans]
-    for plan in dict.fromkeys(plans):
-        execute.run_kernels(queries, cache, options, plan)
+    for plan in dict.fromkeys(plan_of(case, given, which) for which in (hardware, older)):
+        execute.run_kernels(*given, plan)
     if case.q_len == 1:
         new = torch.empty(1, 1, case.heads[1], case.head_dim, dtype=case.dtype)
         new_v = torch.empty(1, 1, case.heads[1], case.head_dim_v, dtype=case.dtype)

@@ -6,7 +6,6 @@ prints one JSON record per launch of a call that was made again with other tenso
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ from triton.runtime import driver
 from flash_decoding import execute, repeats
 from flash_decoding.kernels import append
 from flash_decoding.kernels.repeat import SCRATCH, Chain
-from flash_decoding.plan import Hardware, make_plan
-from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Queries, Rotary
-from tests.offline_compile import CASES, TARGETS, Case, OfflineDriver, tensors
+from flash_decoding.plan import Hardware
+from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
+from tests.offline_compile import CASES, TARGETS, Case, OfflineDriver, plan_of, tensors
 
 FRESH = ("out_ptr", "lse_ptr", "parts_ptr", "part_lse_ptr")
 """Arguments that every call allocates anew."""
@@ -100,13 +99,6 @@ def call_of(case: Case, queries: Queries, cache: KVCache, options: Options) -> t
 def kind_of(call: tuple[Any, ...]) -> tuple[repeats.Kind, repeats.Addresses]:
     """Of the arguments of an operator."""
     return repeats.kind_of(call[:11], call[11:])
-
-
-def plan_of(case: Case, given: tuple[Queries, KVCache, Options], hardware: Hardware) -> Plan:
-    """The plan of the case."""
-    problem = execute.problem_of(*given, return_lse=True)
-    plan = make_plan(problem, hardware, num_splits=case.num_splits)
-    return dataclasses.replace(plan, num_splits=case.runs, balanced=True) if case.runs else plan
 
 
 def attention_twice(case: Case, hardware: Hardware) -> None:

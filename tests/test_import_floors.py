@@ -12,7 +12,7 @@ import pytest
 from tests.source_tree import PACKAGE, ROOT, Module, imports, modules
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    1: ("spec", "projection", "errors", "settings"),
+    1: ("spec", "projection", "invariant", "errors", "settings"),
     2: ("kernels", "plan", "cpu", "sdpa", "validate", "cache", "reference", "eager"),
     3: ("execute", "repeats"),
     4: ("ops",),

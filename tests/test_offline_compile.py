@@ -12,6 +12,13 @@ import pytest
 
 pytest.importorskip("triton", reason="kernels need Triton; the CPU path does without")
 
+ATTENTION = {
+    "attend_kernel",
+    "attend_balanced_kernel",
+    "attend_fixed_kernel",
+    "combine_kernel",
+    "fold_kernel",
+}
 HALVES = (("sm_80", "sm_86", "sm_89", "gfx942"), ("sm_90", "sm_100", "sm_120"))
 
 
@@ -28,19 +35,23 @@ def records_of(*script: str) -> list[dict[str, Any]]:
 def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str, ...]) -> None:
     records = records_of("tests.offline_compile", *targets)
     assert {record["target"] for record in records} == set(targets)
-    kernels = {"attend_kernel", "attend_balanced_kernel", "combine_kernel", "append_kernel", "linear_kernel"}
-    with_roles = {"attend_roles_kernel"} if "sm_90" in targets else set()
+    kernels = ATTENTION | {"append_kernel", "linear_kernel"}
+    with_roles = {"attend_roles_kernel", "balanced_roles_kernel"} if "sm_90" in targets else set()
     assert {record["kernel"] for record in records} == kernels | with_roles
     too_large = [r for r in records if r["smem"] > r["smem_limit"]]
     assert not too_large
-    spilling = [r for r in records if r["kernel"] not in {"combine_kernel", "append_kernel"} and r["spills"]]
+    spilling = [
+        r
+        for r in records
+        if r["kernel"] not in {"combine_kernel", "fold_kernel", "append_kernel"} and r["spills"]
+    ]
     assert not spilling
 
 
 def test_a_repeated_call_hands_the_driver_what_triton_would() -> None:
     records = records_of("tests.offline_repeat")
-    kernels = {"attend_kernel", "attend_balanced_kernel", "combine_kernel", "append_kernel"}
-    assert {record["kernel"] for record in records} == kernels | {"attend_roles_kernel"}
+    kernels = ATTENTION | {"append_kernel", "attend_roles_kernel", "balanced_roles_kernel"}
+    assert {record["kernel"] for record in records} == kernels
     wrong = [r for r in records if r["differs"] or r["kernel"] != r["repeated"]]
     assert not wrong
     assert all(r["direct"] == [False, True] for r in records)

@@ -37,15 +37,16 @@ def change_lengths_late_kernel(
     tl.store(lengths_ptr + lanes, late, mask=lanes < batch)
 
 
-@pytest.mark.parametrize("kernel", ["runs", "splits", "splits with roles"])
+@pytest.mark.parametrize("kernel", ["runs", "splits", "runs with roles", "splits with roles"])
 def test_lengths_that_change_at_the_last_moment(kernel: str) -> None:
     device = torch.device("cuda")
     if not Hardware.of(device).overlaps_launches:
         pytest.skip("kernels do not overlap on this GPU")
     case = Case(batch=3, capacity=700, seqlens=(700, 33, 129), dtype=torch.float16, heads_q=8, heads_kv=2)
     inputs = make_inputs(case, device=device)
-    plan = plan_of(inputs, runs=7) if kernel == "runs" else plan_of(inputs, num_splits=5)
-    plan = dataclasses.replace(plan, roles=kernel == "splits with roles")
+    plan = plan_of(inputs, runs=7) if kernel.startswith("runs") else plan_of(inputs, num_splits=5)
+    tile = dataclasses.replace(plan.tile, block_m=16, block_n=32, num_stages=2)
+    plan = dataclasses.replace(plan, tile=tile, roles=kernel.endswith("roles"))
     lengths = inputs.cache.cache_seqlens
     late = lengths.clone()
     execute.run_kernels(*inputs, plan)  # compiled

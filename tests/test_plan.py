@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_decoding.errors import InvalidInput, Unsupported
-from flash_decoding.plan import Hardware, explain, make_plan
+from flash_decoding.invariant import MOST_SPLITS, SPLIT_TOKENS
+from flash_decoding.plan import Hardware, explain, invariant_tiles, make_plan
 from flash_decoding.plan.hardware import CPU, PRESETS
 from flash_decoding.plan.planner import visible_tiles
-from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, MAX_SPLITS, choose_num_splits
+from flash_decoding.plan.splits import MAX_SPLITS, choose_num_splits
 from flash_decoding.plan.tiles import choose_tile, regime_of, residents, smem_bytes, tiles_for
 from flash_decoding.plan.variants import VARIANTS
 from flash_decoding.spec import Plan, Problem
 
 H200 = Hardware.named("H200")
+WITHOUT_ROLES = dataclasses.replace(H200, triton=(3, 4))
+"""An H200 whose Triton gives warps no roles."""
 GPUS = st.sampled_from(PRESETS)
 
 
@@ -65,8 +69,8 @@ def test_a_split_never_makes_more_programs_than_the_gpu_holds(programs: int, til
 
 @given(problems(), GPUS)
 def test_tiles_fit_the_gpu(problem: Problem, hardware: Hardware) -> None:
-    for tile, roles in tiles_for(problem, hardware):
-        assert smem_bytes(problem, tile, roles=roles) <= hardware.smem_bytes
+    for tile in tiles_for(problem, hardware):
+        assert smem_bytes(problem, tile) <= hardware.smem_bytes
         assert tile.block_n >= 16
 
 
@@ -100,13 +104,52 @@ def test_batch_invariant_plans_split_alike_for_every_batch(
     problem: Problem, hardware: Hardware, batch: int
 ) -> None:
     def essence(plan: Plan) -> tuple[int, ...]:
-        return plan.split_tokens, plan.tile.block_m, plan.tile.block_n, plan.tile.num_warps, plan.num_splits
+        tile = plan.tile
+        sizes = plan.split_tokens, plan.leaf_tokens, tile.block_m, tile.block_n, tile.num_warps
+        return *sizes, plan.roles  # whose products have bits of their own
 
     other = Problem(**{**problem.__dict__, "batch": batch})
     plan = make_plan(problem, hardware, batch_invariant=True)
     assert essence(plan) == essence(make_plan(other, hardware, batch_invariant=True))
     assert plan.split_tokens * plan.num_splits >= min(problem.visible_len, plan.split_tokens)
-    assert plan.split_tokens == max(INVARIANT_SPLIT_TOKENS, plan.tile.block_n)
+    assert plan.split_tokens == max(SPLIT_TOKENS, plan.tile.block_n)
+    assert plan.by_leaf or plan.num_splits <= MOST_SPLITS
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "q_len", "runs"),
+    [
+        (64, 131072, 1, 33),
+        (512, 8192, 1, 33),
+        (1, 2**20, 1, 0),  # a program for each split, a sixth of which has to wait
+        (1, 32768, 1, 0),  # 32 splits for each head: all of them run at once
+        (512, 1024, 1, 0),  # one split for each sequence
+        (64, 4096, 1, 0),
+        (1, 2**20, 128, 0),  # arithmetic is what has to be shared
+    ],
+)
+def test_fixed_splits_are_shared_where_they_are_more_than_run_at_once(
+    batch: int, kv_len: int, q_len: int, runs: int
+) -> None:
+    problem = Problem(batch, q_len, 32, 8, 128, 128, kv_len, 2)
+    plan = make_plan(problem, WITHOUT_ROLES, batch_invariant=True)
+    assert plan.runs == runs
+    assert not plan.balanced
+    if runs:
+        assert runs * 8 <= 2 * H200.sm_count
+
+
+@given(problems(), GPUS)
+def test_tiles_of_batch_invariant_calls_differ_in_stages_alone(problem: Problem, hardware: Hardware) -> None:
+    each, shared = invariant_tiles(problem, hardware)
+    assert shared == dataclasses.replace(each, num_stages=shared.num_stages)
+
+
+def test_packed_keys_may_begin_inside_a_tile() -> None:
+    """As many as a split has reach into a second one then, and nothing of them may be lost."""
+    plan = make_plan(Problem(2, 1, 8, 2, 64, 64, 1024, 2, ragged=True), H200, batch_invariant=True)
+    assert plan.split_tokens == SPLIT_TOKENS
+    assert plan.num_splits == 2
 
 
 ANNOUNCEMENT = [(256 >> i, 256 << i) for i in range(9)] + [(1, 131072)]
@@ -169,6 +212,14 @@ def test_explain_in_words() -> None:
         assert part in text
     short = str(explain(batch=64, heads_q=32, heads_kv=8, head_dim=128, kv_len=512, gpu="A100"))
     assert "FlashAttention (no split)" in short
+    sizes: dict[str, Any] = {"batch": 64, "heads_q": 32, "heads_kv": 8, "head_dim": 128, "kv_len": 131072}
+    invariant = str(explain(**sizes, batch_invariant=True, gpu="H200"))
+    for part in (
+        "128 (1024 keys each, or more), 128 programs",
+        "16 programs for each key/value head share all splits",
+    ):
+        assert part in invariant
+    assert "16 (live keys shared evenly), 128 programs" in str(explain(**sizes, gpu="H200"))
 
 
 @pytest.mark.parametrize(
@@ -182,3 +233,36 @@ def test_explain_in_words() -> None:
 def test_explain_refuses_sizes_that_no_call_has(heads_q: int, kv_len: int, dtype: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         explain(batch=1, heads_q=heads_q, heads_kv=2, head_dim=64, kv_len=kv_len, dtype=dtype, gpu="H100")
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "leaves"), [(1, 4096, 16), (1, 512, 8), (1, 256, 4), (64, 1024, 0), (1, 2**17, 0)]
+)
+def test_leaves_have_programs_where_splits_are_too_few(batch: int, kv_len: int, leaves: int) -> None:
+    problem = Problem(batch, 1, 32, 8, 128, 128, kv_len, 2)
+    plan = make_plan(problem, WITHOUT_ROLES, batch_invariant=True)
+    assert plan.by_leaf == (leaves > 0)
+    assert plan.num_splits == leaves or not plan.by_leaf
+    assert not (plan.by_leaf and plan.runs)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_len", "runs"), [(1, 256, 4), (1, 4096, 16), (64, 131072, 16), (512, 1024, 0)]
+)
+def test_warps_with_roles_share_parts_of_fixed_sizes_wherever_there_are_several(
+    batch: int, kv_len: int, runs: int
+) -> None:
+    plan = make_plan(Problem(batch, 1, 32, 8, 128, 128, kv_len, 2), H200, batch_invariant=True)
+    assert plan.roles
+    assert plan.runs == runs
+    assert plan.runs <= batch * plan.num_splits
+    assert (plan.programs == 132) == (runs == 0)
+
+
+@pytest.mark.parametrize("heads_kv", [1, 2])
+@pytest.mark.parametrize("kv_len", [2**17, 2**20])
+def test_long_sequences_have_no_programs_for_leaves(heads_kv: int, kv_len: int) -> None:
+    """128 splits are nearly as many as an H200 has multiprocessors; their leaves would be thousands."""
+    plan = make_plan(Problem(1, 1, 8, heads_kv, 128, 128, kv_len, 2), H200, batch_invariant=True)
+    assert plan.num_splits == MOST_SPLITS
+    assert not plan.by_leaf

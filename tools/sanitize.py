@@ -29,16 +29,32 @@ def run_case(case: Case, num_splits: int) -> None:
     """One attention call through the Triton variant."""
     inputs = make_inputs(case, device=DEVICE)
     problem = execute.problem_of(*inputs, return_lse=True)
-    plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
-    execute.run_kernels(*inputs, plan)
-    execute.run_kernels(*inputs, across_sequences(plan))
-    if plan.roles:
-        execute.run_kernels(*inputs, dataclasses.replace(plan, roles=False))
+    hardware = Hardware.of(DEVICE)
+    portable = dataclasses.replace(hardware, triton=(3, 4))  # which gives warps no roles
+    for which in dict.fromkeys((hardware, portable)):
+        plan = make_plan(problem, which, num_splits=num_splits)
+        execute.run_kernels(*inputs, plan)
+        execute.run_kernels(*inputs, across_sequences(plan))
+        for fixed in fixed_sizes(make_plan(problem, which, batch_invariant=True)):
+            execute.run_kernels(*inputs, fixed)
 
 
 def across_sequences(plan: Plan) -> Plan:
     """The plan with its work shared across sequences, which the planner keeps for large caches."""
     return dataclasses.replace(plan, kind="flash_decoding", num_splits=5, split_tokens=0, balanced=True)
+
+
+def fixed_sizes(plan: Plan) -> tuple[Plan, ...]:
+    """A batch-invariant plan with splits of two tiles and leaves of one: a program for each split, for each
+    leaf, or some that share them across sequences. There is scratch for three parts of a sequence.
+    """
+    keys = plan.tile.block_n
+    plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=3, by_leaf=False, runs=0)
+    small = dataclasses.replace(plan, split_tokens=2 * keys, leaf_tokens=keys)
+    shared, by_leaf = dataclasses.replace(small, runs=5), dataclasses.replace(small, by_leaf=True)
+    if plan.roles:
+        return shared, dataclasses.replace(by_leaf, runs=5), dataclasses.replace(small, num_splits=1)
+    return small, by_leaf, shared
 
 
 def run_wrong_numbers() -> None:
@@ -60,6 +76,8 @@ def run_wrong_numbers() -> None:
         plan = make_plan(problem, Hardware.of(DEVICE), num_splits=num_splits)
         execute.run_kernels(queries, wrong, options, plan)
         execute.run_kernels(queries, wrong, options, across_sequences(plan))
+    for fixed in fixed_sizes(make_plan(problem, Hardware.of(DEVICE), batch_invariant=True)):
+        execute.run_kernels(queries, wrong, options, fixed)
     new = torch.randn(2, 3, 2, 64, device=DEVICE, dtype=torch.float16)
     angles = torch.rand(20, 16, device=DEVICE, dtype=torch.float16)
     q_rotated = torch.empty_like(queries.q)

@@ -12,12 +12,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, load, runs
+from flash_decoding.kernels import keys, load, run_parts, runs
 from flash_decoding.kernels.load import VIA_L2
 
+ASKED_BITS = tl.constexpr(8 * (32 << 10))
+"""What a program asks for, about: keys of a first tile, and values where both are no more. With more of it
+first tiles come late, and last ones together."""
+
 FEW_TILES = tl.constexpr(4)
-"""Splits of so many tiles ask for all of their first one. Longer ones ask for its first key: more of them at
-once would only make their first tiles arrive together, and late."""
+"""Splits of so many tiles of pages ask for a first tile, longer ones for its first key: there are two
+programs on a multiprocessor."""
 
 SLOTS_OF_A_RUN = tl.constexpr(64)
 """Slots that a run asks for: looking for where it begins takes time, in which the memory would do nothing."""
@@ -37,12 +41,36 @@ def ask_for(
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
 ) -> None:
-    """Ask for keys and values of one head, by page (or row of the cache) and slots in it."""
+    """Ask for keys of one head, and for values if that is not too much, by page (or row) and slots in it."""
     head = tl.cast(head_kv, tl.int64)
     load.prefetch(k_ptr + head * k_strides[2], page * k_strides[0] + slots * k_strides[1], k_lines, HEAD_DIM)
-    load.prefetch(
-        v_ptr + head * v_strides[2], page * v_strides[0] + slots * v_strides[1], v_lines, HEAD_DIM_V
-    )
+    bits: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth
+    if slots.shape[0] * (HEAD_DIM + HEAD_DIM_V) * bits <= ASKED_BITS:
+        v_rows = page * v_strides[0] + slots * v_strides[1]
+        load.prefetch(v_ptr + head * v_strides[2], v_rows, v_lines, HEAD_DIM_V)
+
+
+@triton.jit
+def ask_for_queries(
+    q_ptr: tl.tensor,
+    strides: tl.tuple,
+    cu_seqlens_q_ptr: tl.tensor,
+    b: tl.tensor,
+    rows: tl.tensor,
+    head_kv: tl.tensor,
+    q_start: tl.tensor,
+    q_len: tl.tensor,
+    lines: tl.tensor,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+) -> None:
+    """Ask for some query rows, which a program waits for before anything else."""
+    rows = tl.minimum(rows, tl.maximum(q_len * GROUP, 1) - 1)
+    token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
+    base = q_ptr + tl.cast(b, tl.int64) * strides[0]
+    if cu_seqlens_q_ptr is not None:
+        base += q_start * strides[1]
+    load.prefetch(base, token.to(tl.int64) * strides[1] + head.to(tl.int64) * strides[2], lines, HEAD_DIM)
 
 
 @triton.jit
@@ -65,6 +93,8 @@ def ask(
     table_stride: tl.tensor,
     num_splits: tl.tensor,
     split_tiles: tl.tensor,
+    leaf_tiles: tl.tensor,
+    by_leaf: tl.tensor,
     b: tl.tensor,
     row: tl.tensor,
     head_kv: tl.tensor,
@@ -86,10 +116,12 @@ def ask(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
     )  # fmt: skip
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
-    first_tile, _, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
+    first_tile, _, count, _, live_splits = keys.part_of(
+        split, lo, hi, num_splits, split_tiles, leaf_tiles, by_leaf, BLOCK_N, PAGE_SIZE > 0
+    )
     if (split < live_splits) & (count > 0):
-        lanes = tl.where(count <= FEW_TILES, lanes, 0)
+        if PAGE_SIZE > 0:
+            lanes = tl.where(count <= FEW_TILES, lanes, 0)
         lanes = tl.maximum(tl.minimum(lanes, hi - 1 - first_tile * BLOCK_N), 0)
         cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows, VIA_L2)
         page, slot = load.place(
@@ -121,11 +153,13 @@ def find_run(
     run: tl.tensor,
     num_runs: tl.tensor,
     head_kv: tl.tensor,
+    lanes: tl.tensor,  # 0 to runs.BATCH
+    asked: tl.tensor,  # 0 to SLOTS_OF_A_RUN
+    k_lines: tl.tensor,
+    v_lines: tl.tensor,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
@@ -136,19 +170,21 @@ def find_run(
     Returns:
         As :func:`runs.find`, of ``runs.BATCH`` sequences at most; and their tiles, from which it follows.
     """
-    lanes = tl.arange(0, runs.BATCH)
     origins, tiles = runs.tiles_of(
         lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
         window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
     )  # fmt: skip
     b, before, size, all_tiles, extra = runs.find_among_few(run, num_runs, batch, lanes, tiles, BLOCK_N)
     if PAGE_SIZE == 0:
-        origin = tl.sum(tl.where(lanes == b, origins, 0), 0)
-        first = runs.tile_at(origin, run * size - before, extra) * BLOCK_N
-        slots = tl.minimum(first + tl.arange(0, SLOTS_OF_A_RUN), capacity - 1).to(tl.int64)
+        origin, own = tl.sum(tl.where(lanes == b, origins, 0), 0), tl.sum(tl.where(lanes == b, tiles, 0), 0)
+        behind = before + own + extra
+        until = tl.minimum((run + 1) * size, behind)
+        first, _, _ = run_parts.hand_of(
+            run * size, until, before, behind, size, extra, origin, origin, origin + own, False
+        )
+        slots = tl.minimum(first * BLOCK_N + asked, capacity - 1).to(tl.int64)
         row = load.cache_row(tl.minimum(b, batch - 1), cache_batch_idx_ptr, cache_rows, VIA_L2)
         ask_for(
-            k_ptr, v_ptr, k_strides, v_strides, row, slots, head_kv, load.lines_of(k_ptr, BLOCK_D),
-            load.lines_of(v_ptr, BLOCK_DV), HEAD_DIM, HEAD_DIM_V,
-        )  # fmt: skip
+            k_ptr, v_ptr, k_strides, v_strides, row, slots, head_kv, k_lines, v_lines, HEAD_DIM, HEAD_DIM_V
+        )
     return b, before, size, all_tiles, extra, tiles

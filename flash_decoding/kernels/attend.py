@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, keys, load, overlap, repeat, score
+from flash_decoding.kernels import ahead, fixed_sizes, keys, load, overlap, repeat, score
 from flash_decoding.kernels.part import read_part
-from flash_decoding.kernels.rows import store_split
+from flash_decoding.kernels.rows import store_split, store_state
 from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-SIZES = ["max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "num_splits", "split_tiles"]
+SIZES = [
+    *("max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "num_splits"),
+    *("split_tiles", "leaf_tiles", "by_leaf"),
+]
 STRIDES = [
     "key_mask_stride",
     "key_mask_columns",
@@ -88,7 +91,9 @@ def attend_kernel(
     lse_token: tl.tensor,
     lse_split: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
+    split_tiles: tl.tensor,  # None, as the next two, where live keys are shared evenly
+    leaf_tiles: tl.tensor,
+    by_leaf: tl.tensor,
     HEADS_KV: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -102,6 +107,8 @@ def attend_kernel(
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    STATES: tl.constexpr,
+    LEAVES: tl.constexpr,
 ) -> None:
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
@@ -110,6 +117,11 @@ def attend_kernel(
     split = pid // (row_tiles * HEADS_KV) % num_splits
     b = pid // (row_tiles * HEADS_KV * num_splits)
     if OVERLAP:
+        if cu_seqlens_q_ptr is None:
+            ahead.ask_for_queries(
+                q_ptr, q_strides, cu_seqlens_q_ptr, b, row + tl.arange(0, BLOCK_M), head_kv, 0, max_q_len,
+                load.lines_of(q_ptr, BLOCK_D), GROUP, HEAD_DIM,
+            )  # fmt: skip
         # Without a combine before them programs come too late to ask for anything; a tile of small pages has
         # an address for each key, and no registers left.
         if PAGE_SIZE % BLOCK_N == 0:
@@ -117,12 +129,12 @@ def attend_kernel(
                 ahead.ask(
                     k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
                     cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
-                    capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, b, row, head_kv,
-                    split, tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D),
+                    capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, leaf_tiles,
+                    by_leaf, b, row, head_kv, split, tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D),
                     load.lines_of(v_ptr, BLOCK_DV), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M,
                     BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
                 )  # fmt: skip
-        overlap.wait_for_the_kernel_before()
+        overlap.wait_knowing(row, head_kv, split, b)
         if num_splits > 1:  # the combine is small and can be in place early; another call had better not be
             overlap.let_the_next_kernel_start()
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
@@ -132,10 +144,11 @@ def attend_kernel(
     )  # fmt: skip
     if row >= q_len * GROUP:
         return
-    origin, tiles, live_splits = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+    first_tile, step, count, leaf, live_splits = keys.part_of(
+        split, lo, hi, num_splits, split_tiles, leaf_tiles, by_leaf, BLOCK_N, PAGE_SIZE > 0
+    )
     if split >= live_splits:
         return
-    first_tile, step, count = keys.hand_of(split, origin, tiles, live_splits, split_tiles, PAGE_SIZE > 0)
     rows = row + tl.arange(0, BLOCK_M)
     token, head = rows // GROUP, head_kv * GROUP + rows % GROUP
     in_q = rows < q_len * GROUP
@@ -143,14 +156,19 @@ def attend_kernel(
         q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
         key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr, alibi_strides,
         sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows, table_stride, b,
-        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0,
+        head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0, leaf,
         HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
-        SOFTCAP,
+        SOFTCAP, LEAVES,
     )  # fmt: skip
-    store_split(
-        out_ptr, lse_ptr, (lse_sequence, lse_head, lse_token, lse_split), peak, total, acc, b, q_start, token,
-        head, in_q, tl.arange(0, BLOCK_DV), cu_seqlens_q_ptr, split, num_splits, HEADS_KV * GROUP, HEAD_DIM_V,
-    )  # fmt: skip
+    cols = tl.arange(0, BLOCK_DV)
+    if STATES:
+        flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
+        store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q, cols, HEAD_DIM_V)
+    else:
+        store_split(
+            out_ptr, lse_ptr, (lse_sequence, lse_head, lse_token, lse_split), peak, total, acc, b, q_start,
+            token, head, in_q, cols, cu_seqlens_q_ptr, split, num_splits, HEADS_KV * GROUP, HEAD_DIM_V,
+        )  # fmt: skip
 
 
 def launch(
@@ -171,13 +189,17 @@ def launch(
         options: scale, window, softcap, ALiBi, sinks.
         plan: tile and splits.
         out: contiguous (tokens, heads_q, num_splits, head_dim_v), of the dtype to write.
-        lse: where the log-sum-exps go, or None.
+        lse: where the log-sum-exps go, or None; with several parts of a fixed size contiguous (tokens,
+            heads_q, num_splits, 2), for the peaks and totals of states.
         lse_strides: of lse, for (sequence, head, token, split).
     """
     programs, args = grid_and_arguments(
         queries, cache, options, plan, out=out, lse=lse, lse_strides=lse_strides
     )
-    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan))
+    args = (*args, *fixed_sizes.arguments(plan))
+    states = plan.split_tokens > 0 and plan.num_splits > 1
+    kinds = {"STATES": states, "LEAVES": plan.leaf_tokens > 0}
+    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan) | kinds)
 
 
 def grid_and_arguments(
@@ -193,9 +215,8 @@ def grid_and_arguments(
     """Programs of a kernel of even splits, and what it takes but for constants; as :func:`launch` has it."""
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    split_tiles = plan.split_tokens // plan.tile.block_n
     first = inputs(queries, cache, options, out, lse)
-    return programs, (*first, *lse_strides, plan.num_splits, split_tiles)
+    return programs, (*first, *lse_strides, plan.num_splits)
 
 
 def inputs(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, attend, keys, overlap, repeat, runs, softmax
+from flash_decoding.kernels import ahead, attend, load, overlap, repeat, run_parts, runs, softmax
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import store_out
 
@@ -89,8 +89,9 @@ def attend_balanced_kernel(
         b, before, size, all_tiles, extra, early = ahead.find_run(
             k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr,
             cache_batch_idx_ptr, window_left, window_right, max_q_len, new_tokens, capacity, cache_rows,
-            batch, run, num_runs, head_kv, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT,
+            batch, run, num_runs, head_kv, lanes, tl.arange(0, ahead.SLOTS_OF_A_RUN),
+            load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV), GROUP, HEAD_DIM, HEAD_DIM_V,
+            BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         overlap.wait_for_the_kernel_before()
         overlap.let_the_next_kernel_start()
@@ -111,26 +112,19 @@ def attend_balanced_kernel(
     at = run * size
     stop = tl.minimum(at + size, all_tiles)
     while at < stop:
-        origin, tiles = runs.tiles_of(
-            b, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-            capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        q_start, q_len, end, lo, hi, first_tile, step, count, until, behind = run_parts.part_at(
+            at, b, before, size, extra, stop, row, batch, cache_seqlens_ptr, cache_leftpad_ptr,
+            cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, window_left, window_right, GROUP, BLOCK_M,
+            BLOCK_N, BOUND_LEFT, BOUND_RIGHT, PAGE_SIZE > 0,
         )  # fmt: skip
-        until = tl.minimum(before + tiles + extra, stop)
-        q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
-        end, lo, hi = keys.seen_by(
-            b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left,
-            window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
-        )  # fmt: skip
-        from_tile = tl.maximum(runs.tile_at(origin, at - before, extra), lo // BLOCK_N)
-        to_tile = tl.minimum(runs.tile_at(origin, until - before, extra), tl.cdiv(hi, BLOCK_N))
         in_q = rows < q_len * GROUP
         peak, total, acc = read_part(
             q_ptr, k_ptr, v_ptr, q_strides, k_strides, v_strides, key_mask_ptr, key_mask_stride,
             key_mask_columns, cache_batch_idx_ptr, block_table_ptr, cu_seqlens_q_ptr, alibi_ptr,
             alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
-            table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, from_tile, 1,
-            tl.maximum(to_tile - from_tile, 0), at == before, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
-            BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP,
+            table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step,
+            count, at == before, 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT, SOFTCAP, False,
         )  # fmt: skip
         part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
         store_out(
@@ -143,7 +137,7 @@ def attend_balanced_kernel(
         )
         tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
         at = until
-        before += tiles + extra
+        before = behind
         b += 1
 
 

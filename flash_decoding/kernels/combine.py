@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, overlap, repeat, runs, softmax
+from flash_decoding.kernels import keys, overlap, repeat, run_parts, softmax
 from flash_decoding.kernels.rows import lse_offset
 from flash_decoding.spec import padded
 
@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
-FEW_SPLITS = 32
-"""Splits up to which a program merges 64 columns; more of them make a program slow, and rows few. Runs are
-shared by sequences, so each has few of them, and there are many rows."""
+BLOCKS = ((8, 128), (16, 64), (32, 32), (64, 16))
+"""Splits that a program merges at a time, and of how many columns: the first that are enough. All are of one
+size, small enough that programs find places beside those of the attention kernel, and the next call's need
+not wait for one. Of runs a sequence has few, seldom more than half."""
+
+SPLITS_AHEAD = (2, *(block[0] + 1 for block in BLOCKS[:-1]))
+"""Numbers of splits that are combined by kernels that differ."""
 
 NUM_WARPS = 1
 """A warp reduces without a barrier and starts the soonest: the best of 1 and 4 at every size measured."""
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
-SIZES = ["heads", "batch", "max_q_len", "new_tokens", "capacity", "num_splits", "split_tiles"]
+SIZES = ["heads", "batch", "max_q_len", "new_tokens", "capacity", "num_splits"]
 STRIDES = [
     *("window_left", "window_right", "lse_sequence", "lse_head", "lse_token"),
     *("part_lse_sequence", "part_lse_head", "part_lse_token", "part_lse_split"),
@@ -53,7 +57,6 @@ def live_parts(
     window_left: tl.tensor,
     window_right: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -63,7 +66,7 @@ def live_parts(
 ) -> tl.tuple:
     """First part of a row in the scratch (of all sequences, or of its own), and how many were written."""
     if BALANCED:
-        first_part, live = runs.parts_of(
+        first_part, live = run_parts.parts_of(
             b, num_splits, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
             new_tokens, capacity, window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
@@ -74,8 +77,31 @@ def live_parts(
             window_right, GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
         first_part = 0
-        _, _, live = keys.share(lo, hi, num_splits, split_tiles, BLOCK_N)
+        _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
+        live = keys.live_splits(tiles, num_splits)
     return first_part, live
+
+
+@triton.jit
+def parts_in_scratch(
+    flat_row: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    first_part: tl.tensor,
+    heads: tl.tensor,
+    max_q_len: tl.tensor,
+    num_splits: tl.tensor,
+    lse_at: tl.tensor,
+    HEAD_DIM_V: tl.constexpr,
+    BALANCED: tl.constexpr,
+) -> tl.tuple:
+    """First of a row's parts, in rows of the scratch; elements from one to the next; and where its LSE is."""
+    if BALANCED:
+        part_row = (tl.cast(first_part, tl.int64) * max_q_len + token) * heads + head
+        part_stride, lse_at = max_q_len * heads * HEAD_DIM_V, part_row
+    else:
+        part_row, part_stride = flat_row * num_splits, HEAD_DIM_V
+    return part_row, part_stride, lse_at
 
 
 @triton.jit(do_not_specialize=[*SIZES, *STRIDES, *TABLES])
@@ -103,7 +129,6 @@ def combine_kernel(
     lse_head: tl.tensor,
     lse_token: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
     GROUP: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -132,33 +157,30 @@ def combine_kernel(
     if not ALL_LIVE:
         first_part, live_splits = live_parts(
             b, token, head, q_len, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, GROUP, BLOCK_M, BLOCK_N,
+            new_tokens, capacity, window_left, window_right, num_splits, GROUP, BLOCK_M, BLOCK_N,
             BOUND_LEFT, BOUND_RIGHT, BALANCED,
         )  # fmt: skip
 
     # Scalars go to the pointers first: folded into the block of offsets, Triton 3.5 and 3.6 have been seen to
     # miscompile a reduction of this shape.
     flat_row = (q_start + token) * heads + head
-    if ALL_LIVE:
-        parts = parts_ptr + (q_start + token) * part_strides[0] + head.to(tl.int64) * part_strides[1]
-        split_stride = part_strides[2]
-    elif BALANCED:
-        part_row = (tl.cast(first_part, tl.int64) * max_q_len + token) * heads + head
-        parts = parts_ptr + part_row * HEAD_DIM_V
-        split_stride = max_q_len * heads * HEAD_DIM_V
-    else:  # scratch of our own is contiguous, which tells the compiler how it is aligned
-        parts = parts_ptr + flat_row * num_splits * HEAD_DIM_V
-        split_stride = HEAD_DIM_V
     strides = (part_lse_sequence, part_lse_head, part_lse_token)
-    part_lse = part_lse_ptr + lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)
-    if BALANCED:
-        part_lse = part_lse_ptr + part_row
+    lse_at = lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)
     cols = block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     in_row = cols < HEAD_DIM_V
     peak, total = tl.cast(float("-inf"), tl.float32), tl.cast(0.0, tl.float32)
     acc = tl.zeros((BLOCK_COLS,), tl.float32)
-    if OVERLAP:
-        overlap.wait_for_the_kernel_before()
+    if ALL_LIVE:
+        parts = parts_ptr + (q_start + token) * part_strides[0] + head.to(tl.int64) * part_strides[1]
+        split_stride = part_strides[2]
+    else:  # scratch of our own is contiguous, which tells the compiler how it is aligned
+        part_row, split_stride, lse_at = parts_in_scratch(
+            flat_row, token, head, first_part, heads, max_q_len, num_splits, lse_at, HEAD_DIM_V, BALANCED
+        )
+        if OVERLAP:
+            overlap.wait_knowing(part_row, lse_at, live_splits, flat_row)
+        parts = parts_ptr + part_row * HEAD_DIM_V
+    part_lse = part_lse_ptr + lse_at
     for start in range(0, live_splits, BLOCK_S):
         splits = start + tl.arange(0, BLOCK_S)
         live = splits < live_splits
@@ -166,8 +188,9 @@ def combine_kernel(
         lse_s = tl.load(lse_ptrs, mask=live, other=float("-inf"))
         offsets = (splits.to(tl.int64) * split_stride)[:, None] + cols[None, :]
         out_s = tl.load(parts + offsets, mask=live[:, None] & in_row[None, :], other=0.0)
-        # a part that saw nothing counts for nothing, whatever its output holds
-        out_s = tl.where((lse_s == float("-inf"))[:, None], 0.0, out_s.to(tl.float32))
+        out_s = out_s.to(tl.float32)
+        if ALL_LIVE:  # a part that saw nothing counts for nothing, whatever its caller left there
+            out_s = tl.where((lse_s == float("-inf"))[:, None], 0.0, out_s)
         peak_s, total_s, acc_s = softmax.from_partials(lse_s, out_s)
         peak, total, acc = softmax.merge(peak, total, acc, peak_s, total_s, acc_s)
 
@@ -229,7 +252,6 @@ def launch(
         *part_lse_strides,
         *lse_strides,
         num_splits,
-        plan.split_tokens // tile.block_n,
     )
     constants = {
         "GROUP": heads // cache.heads,
@@ -249,5 +271,6 @@ def launch(
 
 def block_of(num_splits: int, head_dim_v: int, *, balanced: bool = False) -> dict[str, int]:
     """Splits merged at a time, and columns per program, as compile-time arguments."""
-    splits, columns = (32, 64) if balanced or num_splits <= FEW_SPLITS else (64, 32)
+    most = num_splits // 2 if balanced else num_splits
+    splits, columns = next((block for block in BLOCKS if most <= block[0]), BLOCKS[-1])
     return {"BLOCK_S": splits, "BLOCK_COLS": min(columns, padded(head_dim_v))}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from flash_decoding.kernels import fixed_sizes
 from flash_decoding.kernels.load import VIA_L1
 
 if TYPE_CHECKING:
@@ -29,14 +30,17 @@ def bounds(options: Options, q_len: int) -> dict[str, bool]:
 
 
 @triton.jit
-def query_span(b: tl.tensor, cu_seqlens_q_ptr: tl.tensor, q_len: tl.tensor) -> tl.tuple:
+def query_span(
+    b: tl.tensor, cu_seqlens_q_ptr: tl.tensor, q_len: tl.tensor, VIA: tl.constexpr = VIA_L1
+) -> tl.tuple:
     """First token of sequence b in the flattened queries, and how many it has."""
     if cu_seqlens_q_ptr is None:
         start, length = b.to(tl.int64) * q_len, q_len
     else:
-        first = tl.load(cu_seqlens_q_ptr + b)
+        first = tl.load(cu_seqlens_q_ptr + b, cache_modifier=VIA)
         start = first.to(tl.int64)
-        length = tl.minimum(tl.load(cu_seqlens_q_ptr + b + 1) - first, q_len)
+        stop = tl.load(cu_seqlens_q_ptr + b + 1, cache_modifier=VIA)
+        length = tl.minimum(stop - first, q_len)
     return start, length
 
 
@@ -109,49 +113,70 @@ def seen_by(
 
 
 @triton.jit
-def share(
-    lo: tl.tensor, hi: tl.tensor, num_splits: tl.tensor, split_tiles: tl.tensor, BLOCK_N: tl.constexpr
-) -> tl.tuple:
-    """First tile of [lo, hi), how many there are, and how many splits have any (at least one).
+def seen_tiles(lo: tl.tensor, hi: tl.tensor, BLOCK_N: tl.constexpr) -> tl.tuple:
+    """First tile of [lo, hi), and how many there are.
 
-    Tiles start at multiples of BLOCK_N, so that a tile lies inside one page wherever pages are that large.
-    ``split_tiles`` > 0 fixes the size of a split; otherwise as many splits as there are share the tiles.
-    Never are there more than ``num_splits``, which scratch has room for, whatever the lengths say.
+    They start at multiples of BLOCK_N, so that a tile lies inside one page wherever pages are that large.
     """
     origin = lo // BLOCK_N
-    tiles = tl.where(hi > lo, tl.cdiv(hi, BLOCK_N) - origin, 0)
-    fixed = tl.cdiv(tiles, tl.maximum(split_tiles, 1))
-    live = tl.minimum(tl.where(split_tiles > 0, fixed, tiles), num_splits)
-    return origin, tiles, tl.maximum(live, 1)
+    return origin, tl.where(hi > lo, tl.cdiv(hi, BLOCK_N) - origin, 0)
+
+
+@triton.jit
+def live_splits(tiles: tl.tensor, num_splits: tl.tensor) -> tl.tensor:
+    """How many of the splits that share so many tiles have any (at least one)."""
+    return tl.maximum(tl.minimum(tiles, num_splits), 1)
 
 
 @triton.jit
 def hand_of(
-    split: tl.tensor,
-    origin: tl.tensor,
-    tiles: tl.tensor,
-    live_splits: tl.tensor,
-    split_tiles: tl.tensor,
-    PAGED: tl.constexpr,
+    split: tl.tensor, origin: tl.tensor, tiles: tl.tensor, live: tl.tensor, PAGED: tl.constexpr
 ) -> tl.tuple:
     """A live split's tiles: the first, the step from each to the next, and how many.
 
     Those of a contiguous cache are dealt out like cards: what programs read at the same time lies together
     in memory then, which is faster than as many streams far apart. Pages lie anywhere, so their tiles stay
-    in a row; so do those of splits of a fixed size, for a longer sequence to have the splits of the shorter.
+    in a row.
     """
-    fixed = split_tiles > 0
     if PAGED:
-        first = tl.where(fixed, split * split_tiles, split * tiles // live_splits)
-        end = tl.where(fixed, first + split_tiles, (split + 1) * tiles // live_splits)
+        first = split * tiles // live
         step = 1
-        count = tl.maximum(tl.minimum(end, tiles) - first, 0)
+        count = tl.maximum((split + 1) * tiles // live - first, 0)
     else:
-        first = tl.where(fixed, split * split_tiles, split)
-        step = tl.where(fixed, 1, live_splits)
-        left = tl.maximum(tiles - first, 0)
-        count = tl.where(fixed, tl.minimum(left, split_tiles), tl.cdiv(left, live_splits))
+        first = split
+        step = live
+        count = tl.cdiv(tl.maximum(tiles - split, 0), live)
     return origin + first, step, count
+
+
+@triton.jit
+def part_of(
+    part: tl.tensor,
+    lo: tl.tensor,
+    hi: tl.tensor,
+    num_parts: tl.tensor,
+    split_tiles: tl.tensor,
+    leaf_tiles: tl.tensor,
+    by_leaf: tl.tensor,
+    BLOCK_N: tl.constexpr,
+    PAGED: tl.constexpr,
+) -> tl.tuple:
+    """What a program has of [lo, hi): its first tile, the step to the next, how many, of how many each leaf
+    has (0 where there are none), and how many parts live.
+
+    Sizes are fixed where there is ``split_tiles`` (:mod:`~flash_decoding.kernels.fixed_sizes`). Else as many
+    splits as there are share the tiles.
+    """
+    origin, tiles = seen_tiles(lo, hi, BLOCK_N)
+    if split_tiles is None:
+        live = live_splits(tiles, num_parts)
+        first, step, count = hand_of(part, origin, tiles, live, PAGED)
+        leaf = 0
+    else:
+        size, leaf, live = fixed_sizes.share(tiles, num_parts, split_tiles, leaf_tiles, by_leaf)
+        first, count = fixed_sizes.hand_of(part, origin, tiles, size)
+        step = 1
+    return first, step, count, leaf, live
 
 
 @triton.jit

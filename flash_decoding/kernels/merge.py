@@ -43,7 +43,6 @@ def launch(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         *(*lses.stride()[1:], lses.stride(0)),
         *lse.stride(),
         splits,
-        0,
         GROUP=1,
         HEAD_DIM_V=head_dim_v,
         BLOCK_M=1,

@@ -22,6 +22,32 @@ def wait_for_the_kernel_before() -> None:
 
 
 @triton.jit
+def wait_knowing(a: tl.tensor, b: tl.tensor, c: tl.tensor, d: tl.tensor) -> None:
+    """Wait as above, with four numbers computed by then, none of them negative.
+
+    The wait looks at them, so it comes after what they are computed from. Left to itself the assembler puts
+    that off until they are needed, and that is when nothing else is left to do.
+    """
+    tl.inline_asm_elementwise(
+        """{
+            .reg .pred %any;
+            .reg .b64 %all;
+            or.b64 %all, $1, $2;
+            or.b64 %all, %all, $3;
+            or.b64 %all, %all, $4;
+            setp.ne.s64 %any, %all, -1;
+            @%any griddepcontrol.wait;
+            mov.b32 $0, 0;
+        }""",
+        "=r,l,l,l,l",
+        [tl.cast(a, tl.int64), tl.cast(b, tl.int64), tl.cast(c, tl.int64), tl.cast(d, tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def let_the_next_kernel_start() -> None:
     """Signal: the next kernel's programs may be placed."""
     tl.inline_asm_elementwise(

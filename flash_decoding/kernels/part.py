@@ -51,6 +51,7 @@ def read_part(
     step: tl.tensor,
     count: tl.tensor,
     is_first: tl.tensor,
+    leaf: tl.tensor,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -61,8 +62,12 @@ def read_part(
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    LEAVES: tl.constexpr,
 ) -> tl.tuple:
-    """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b, ``step`` apart."""
+    """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b, ``step`` apart.
+
+    With LEAVES each ``leaf`` of them are a state of their own, merged from left to right.
+    """
     cols = tl.arange(0, BLOCK_D)
     q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, cols, HEAD_DIM)
     has_room: tl.constexpr = BLOCK_M == FEW_ROWS and PAGE_SIZE % BLOCK_N == 0
@@ -73,6 +78,11 @@ def read_part(
             peak = tl.load(sinks_ptr + head, mask=in_q, other=0.0).to(tl.float32) * softmax.LOG2E
             total += (tl.arange(0, totals) == 0).to(tl.float32)[None, :]
 
+    if LEAVES:
+        peak_split, totals_split, acc_split = softmax.empty(BLOCK_M, 1, BLOCK_DV)
+        total_split = tl.sum(totals_split, 1)
+        next_leaf = leaf
+
     position = end - q_len + token
     slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
     cache_row = load.cache_row(b, cache_batch_idx_ptr, cache_rows)
@@ -80,6 +90,13 @@ def read_part(
     v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
     lanes = tl.arange(0, BLOCK_N)
     for i in tl.range(0, count):
+        if LEAVES:
+            if i == next_leaf:
+                next_leaf += leaf
+                peak_split, total_split, acc_split = softmax.fold(
+                    peak_split, total_split, acc_split, *softmax.gather(peak, total, acc)
+                )
+                peak, total, acc = softmax.empty(BLOCK_M, totals, BLOCK_DV)
         start = (first_tile + i * step) * BLOCK_N
         slots = start + lanes
         live = (slots >= lo) & (slots < hi)
@@ -94,4 +111,7 @@ def read_part(
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
         peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
-    return softmax.gather(peak, total, acc)
+    peak, total_row, acc = softmax.gather(peak, total, acc)
+    if LEAVES:
+        peak, total_row, acc = softmax.fold(peak_split, total_split, acc_split, peak, total_row, acc)
+    return peak, total_row, acc

@@ -48,6 +48,24 @@ def store_out(
 
 
 @triton.jit
+def store_state(
+    acc_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    peak: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    flat_row: tl.tensor,
+    in_q: tl.tensor,
+    cols: tl.tensor,
+    HEAD_DIM_V: tl.constexpr,
+) -> None:
+    """Write states: acc to a contiguous (flat rows, HEAD_DIM_V), peak and total to (flat rows, 2)."""
+    store_out(acc_ptr, acc, flat_row, in_q, cols, HEAD_DIM_V)
+    tl.store(sums_ptr + flat_row * 2, peak, mask=in_q)
+    tl.store(sums_ptr + flat_row * 2 + 1, total, mask=in_q)
+
+
+@triton.jit
 def lse_offset(
     strides: tl.tuple,  # sequence, head, token, and perhaps more
     b: tl.tensor,

@@ -33,7 +33,7 @@ BATCH = tl.constexpr(128)
 MIN_TILES = tl.constexpr(4)
 """Tiles of a run at least: shorter ones cost more than they balance."""
 
-CHANGEOVER_KEYS = tl.constexpr(128)
+CHANGEOVER_KEYS = tl.constexpr(64)
 """Keys that could be read while a program goes over to another sequence."""
 
 WELL_FILLED = tl.constexpr(15)
@@ -207,39 +207,3 @@ def find(
         more, more_before, more_seen = passed_by(target, target * size, seen, start + lanes, counted, BY_RUN)
         sequence, before, seen = sequence + more, before + more_before, seen + more_seen
     return sequence, before, size, total + batch * extra, extra
-
-
-@triton.jit
-def parts_of(
-    b: tl.tensor,
-    runs: tl.tensor,
-    batch: tl.tensor,
-    cache_seqlens_ptr: tl.tensor,
-    cache_leftpad_ptr: tl.tensor,
-    cu_seqlens_q_ptr: tl.tensor,
-    q_len: tl.tensor,
-    new_tokens: tl.tensor,
-    capacity: tl.tensor,
-    window_left: tl.tensor,
-    window_right: tl.tensor,
-    GROUP: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BOUND_LEFT: tl.constexpr,
-    BOUND_RIGHT: tl.constexpr,
-) -> tl.tuple:
-    """First part of sequence b among all, and how many it has."""
-    lanes = tl.arange(0, BATCH)
-    _, first = tiles_of(
-        lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
-        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
-    )  # fmt: skip
-    _, before, size, _, extra = find(
-        b, runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
-        window_left, window_right, lanes, first, False, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
-    )  # fmt: skip
-    _, tiles = tiles_of(
-        b, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
-        window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
-    )  # fmt: skip
-    first_run = before // size
-    return first_run + b, (before + tiles + extra - 1) // size - first_run + 1

@@ -67,6 +67,37 @@ def gather(peak: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tl.tuple:
 
 
 @triton.jit
+def fold(
+    peak: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    peak_other: tl.tensor,
+    total_other: tl.tensor,
+    acc_other: tl.tensor,
+) -> tl.tuple:
+    """State of rows that have seen the keys of two states, with the same bits in whichever kernel: products
+    and sums are written as what the hardware is to do, so no compiler merges one product here, another there.
+
+    The 0 that is added to a product turns -0 into 0: a state that was merged with an empty one is the same.
+    """
+    peak_new = tl.maximum(peak, peak_other)
+    pivot = _pivot(peak_new)
+    alpha = tl.exp2(peak - pivot)
+    beta = tl.exp2(peak_other - pivot)
+    total = tl.fma(total, alpha, tl.fma(total_other, beta, 0.0))
+    acc = tl.fma(acc, alpha[:, None], tl.fma(acc_other, beta[:, None], 0.0))
+    return peak_new, total, acc
+
+
+@triton.jit
+def join(peak: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tl.tuple:
+    """State of one row from those of lanes: peak (lanes,), total (lanes,), acc (lanes, columns)."""
+    top = tl.max(peak, 0)
+    weight = tl.exp2(peak - _pivot(top))
+    return top, tl.sum(weight * total, 0), tl.sum(weight[:, None] * acc, 0)
+
+
+@triton.jit
 def from_partials(lse: tl.tensor, out: tl.tensor) -> tl.tuple:
     """State of one row whose keys were seen by several programs: lse (parts,), out (parts, columns)."""
     lse_log2 = lse * LOG2E

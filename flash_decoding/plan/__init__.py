@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flash_decoding.plan.ahead import plans_ahead
 from flash_decoding.plan.explain import Explanation, explain
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.plan.planner import make_plan, runs_tile
-from flash_decoding.plan.tiles import tiles_for
+from flash_decoding.plan.planner import invariant_tiles, make_plan
 
-__all__ = ["Explanation", "Hardware", "explain", "make_plan", "runs_tile", "tiles_for"]
+__all__ = ["Explanation", "Hardware", "explain", "invariant_tiles", "make_plan", "plans_ahead"]

@@ -37,7 +37,8 @@ class Explanation:
         if self.plan.variant != "triton":
             return 0
         p, plan = self.problem, self.plan
-        return row_tiles(p, plan.tile.block_m) * p.heads_kv * p.batch * plan.num_splits
+        of_a_head = plan.runs or plan.num_splits * (1 if plan.balanced else p.batch)
+        return row_tiles(p, plan.tile.block_m) * p.heads_kv * of_a_head
 
     @property
     def floor_seconds(self) -> float | None:
@@ -60,7 +61,9 @@ class Explanation:
         plan, tile = self.plan, self.plan.tile
         lines = [f"kernel   {TITLES[plan.kind]}, variant {plan.variant}"]
         if plan.variant == "triton":
-            share = f"{plan.split_tokens} keys each" if plan.split_tokens else "live keys shared evenly"
+            share = (
+                f"{plan.split_tokens} keys each, or more" if plan.split_tokens else "live keys shared evenly"
+            )
             lines.append(f"splits   {plan.num_splits} ({share}), {self.programs} programs")
             lines.append(
                 f"tile     {tile.block_m} rows x {tile.block_n} keys, {tile.num_warps} warps, "

@@ -5,22 +5,34 @@ from __future__ import annotations
 import dataclasses
 from functools import lru_cache
 
+from flash_decoding.invariant import LEAF_TOKENS, LEAFY_SPLITS, MOST_SPLITS, SHORT_LEAVES, SPLIT_TOKENS
+from flash_decoding.plan import roles
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.plan.splits import INVARIANT_SPLIT_TOKENS, choose_num_splits, tiles_in
+from flash_decoding.plan.splits import choose_num_splits, tiles_in
 from flash_decoding.plan.tiles import (
-    choose_roles_tile,
+    FEW_ROWS,
+    Regime,
     choose_tile,
     invariant_regime_of,
     regime_of,
     residents,
     row_tiles,
-    suits_roles,
 )
 from flash_decoding.plan.variants import choose_variant
-from flash_decoding.spec import Kind, Plan, Problem, Tile
+from flash_decoding.spec import Kind, Plan, Problem, Tile, padded
 
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
+
+FP32_STAGES = 2
+"""Stages of batch-invariant calls in fp32, at most."""
+
+FIXED_PROGRAMS = 64
+"""For each multiprocessor, up to which every split of a fixed size has a program: even if most of them find
+nothing to do, they cost less than sharing splits out."""
+
+ENOUGH_PROGRAMS = 0.75
+"""For each multiprocessor, from which fixed splits stay whole: leaves would be far more than run at once."""
 
 BALANCED_MIN_BYTES = 128 << 20
 """Bytes of a full cache from which work is shared across sequences: below, finding one's share costs more."""
@@ -31,7 +43,7 @@ BALANCED_MIN_LEN = 8192
 BALANCED_MAX_ROWS = 64
 """Packed query rows up to which it is: with more, arithmetic is what has to be shared."""
 
-ROLES_REASON = "each program has a multiprocessor to itself: as many warps again load, these multiply"
+ROLES_REASON = "each program has a multiprocessor to itself: some of its warps only load, the others multiply"
 
 
 @lru_cache(maxsize=4096)
@@ -64,9 +76,12 @@ def make_plan(
 
 def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
     """As many splits of each sequence as give every multiprocessor a program, or as many as asked for."""
-    regime = regime_of(problem, hardware)
-    roles = suits_roles(problem, hardware, regime)
-    tile = choose_roles_tile(problem, regime) if roles else choose_tile(problem, hardware, regime)
+    with_roles = roles.suits(problem, hardware)
+    if with_roles:
+        whole = problem.heads_kv * problem.batch
+        tile = roles.split_tile(problem, num_splits or max(1, hardware.sm_count // whole))
+    else:
+        tile = choose_tile(problem, hardware, regime_of(problem, hardware))
     slots = hardware.sm_count * (residents(problem, tile, hardware) if problem.page_size else 1)
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
@@ -79,26 +94,54 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
             f"{programs} programs without a split, {slots} wanted for {hardware.sm_count} multiprocessors, "
             f"{tiles} tiles of {tile.block_n} keys to share"
         )
-    reasons = (reason, ROLES_REASON) if roles else (reason,)
-    return Plan(_kind(splits), "triton", tile, splits, 0, reasons, hardware.overlaps_launches, roles=roles)
+    reasons = (reason, ROLES_REASON) if with_roles else (reason,)
+    at_once = hardware.sm_count if with_roles and programs * splits > hardware.sm_count else 0
+    overlaps = hardware.overlaps_launches
+    return Plan(
+        _kind(splits), "triton", tile, splits, 0, reasons, overlaps, roles=with_roles, programs=at_once
+    )
 
 
 def choose_runs(problem: Problem, hardware: Hardware) -> int:
-    """Programs for each key/value head and row tile that share all keys; 0 where splits are better.
-
-    All of them run at once: two on a multiprocessor, where their tile leaves room for a second.
-    """
-    if (
-        problem.batch == 1
-        or problem.dense
-        or problem.rows > BALANCED_MAX_ROWS
-        or problem.visible_len < BALANCED_MIN_LEN
-        or problem.kv_bytes < BALANCED_MIN_BYTES
-    ):
+    """Programs for each key/value head and row tile that share all keys; 0 where splits are better."""
+    if problem.batch == 1 or problem.dense or not _is_worth_sharing(problem):
         return 0
-    tile = runs_tile(problem, hardware)
+    if roles.suits(problem, hardware):  # whose programs have a multiprocessor each
+        return _if_several(hardware.sm_count // problem.heads_kv)
+    return _runs_at_once(problem, runs_tile(problem, hardware), hardware)
+
+
+def choose_fixed_runs(problem: Problem, tile: Tile, splits: int, hardware: Hardware) -> int:
+    """The same that share splits of a fixed size; 0 where each has a program of its own.
+
+    So it is where arithmetic is the bound.
+    """
+    is_arithmetic = tile.block_m > FEW_ROWS or problem.element_bytes > 2
+    if splits == 1 or is_arithmetic or not _is_worth_sharing(problem):
+        return 0
+    programs = problem.batch * splits * row_tiles(problem, tile.block_m) * problem.heads_kv
+    return _runs_at_once(problem, tile, hardware) if programs > FIXED_PROGRAMS * hardware.sm_count else 0
+
+
+def _is_worth_sharing(problem: Problem) -> bool:
+    """Whether there is more to gain by equal work than it takes to find one's share."""
+    return (
+        problem.rows <= BALANCED_MAX_ROWS
+        and problem.visible_len >= BALANCED_MIN_LEN
+        and problem.kv_bytes >= BALANCED_MIN_BYTES
+    )
+
+
+def _runs_at_once(problem: Problem, tile: Tile, hardware: Hardware) -> int:
+    """Programs for each key/value head and row tile that run at once; 0 where that is no more than one.
+
+    Two on a multiprocessor, where their tile leaves room for a second.
+    """
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv
-    runs = hardware.sm_count * residents(problem, tile, hardware) // programs
+    return _if_several(hardware.sm_count * residents(problem, tile, hardware) // programs)
+
+
+def _if_several(runs: int) -> int:
     return runs if runs > 1 else 0
 
 
@@ -113,8 +156,11 @@ def _balanced_plan(problem: Problem, hardware: Hardware, runs: int) -> Plan:
         f"{problem.batch} sequences of up to {problem.kv_len} keys, of lengths that the device knows: "
         f"{runs} programs for each key/value head share all of them"
     )
-    tile, overlaps = runs_tile(problem, hardware), hardware.overlaps_launches
-    return Plan("flash_decoding", "triton", tile, runs, 0, (reason,), overlaps, balanced=True)
+    with_roles = roles.suits(problem, hardware)
+    tile = roles.runs_tile(problem) if with_roles else runs_tile(problem, hardware)
+    reasons = (reason, ROLES_REASON) if with_roles else (reason,)
+    overlaps = hardware.overlaps_launches
+    return Plan("flash_decoding", "triton", tile, runs, 0, reasons, overlaps, balanced=True, roles=with_roles)
 
 
 def visible_tiles(problem: Problem, tile: Tile) -> int:
@@ -127,21 +173,86 @@ def _kind(splits: int) -> Kind:
 
 
 def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
-    """Fixed keys per split; and a tile that the longest query of a ragged batch cannot change."""
-    longest = INVARIANT_RAGGED_Q_LEN if problem.ragged else problem.q_len
-    problem_of_longest = dataclasses.replace(problem, q_len=longest)
-    tile = choose_tile(problem_of_longest, hardware, invariant_regime_of(problem_of_longest, hardware))
-    per_split = max(1, INVARIANT_SPLIT_TOKENS // tile.block_n)
-    splits = -(-visible_tiles(problem, tile) // per_split)
-    reason = (
-        f"batch_invariant: every split has {per_split * tile.block_n} keys, whatever else is in the batch"
+    """Fixed keys per split. Who reads a split may depend on the batch, but nothing that makes its bits."""
+    with_roles = roles.suits_any_batch(_of_longest(problem), hardware)
+    if with_roles:
+        tile = tile_of_few = roles.runs_tile(problem)
+    else:
+        tile, tile_of_few = invariant_tiles(problem, hardware)
+    tokens = max(1, SPLIT_TOKENS // tile.block_n) * tile.block_n
+    splits = min(MOST_SPLITS, -(-visible_tiles(problem, tile) * tile.block_n // tokens))
+    reasons: tuple[str, ...] = (
+        f"batch_invariant: every split has {tokens} keys, or a {MOST_SPLITS}th of its sequence's, "
+        "whatever else is in the batch",
     )
-    tokens = per_split * tile.block_n
-    return Plan(_kind(splits), "triton", tile, splits, tokens, (reason,), hardware.overlaps_launches)
+    leaf_tokens = max(tile.block_n, LEAF_TOKENS) if has_leaves(problem, tile) else 0
+    leaves = choose_leaves(problem, tile, splits, hardware)
+    parts = leaves or splits
+    if with_roles:
+        runs = min(hardware.sm_count // problem.heads_kv, problem.batch * parts) if parts > 1 else 0
+    else:
+        runs = choose_fixed_runs(problem, tile_of_few, splits, hardware)
+    if with_roles and leaves:
+        tile = roles.runs_tile(problem, few_keys=True)
+    if runs and not leaves:
+        tile = tile_of_few
+        reasons += (f"{runs} programs for each key/value head share all splits",)
+    elif leaves:
+        reasons += (f"too few programs: up to {leaves} parts of splits of each sequence have one",)
+    whole = problem.heads_kv * problem.batch
+    at_once = hardware.sm_count if with_roles and not runs and whole > hardware.sm_count else 0
+    return Plan(
+        _kind(parts), "triton", tile, parts, tokens, reasons, hardware.overlaps_launches, roles=with_roles,
+        programs=at_once, leaf_tokens=leaf_tokens, by_leaf=leaves > 0, runs=runs,
+    )  # fmt: skip
+
+
+def _of_longest(problem: Problem) -> Problem:
+    """The problem with the query tokens that batch-invariant calls reckon with."""
+    return dataclasses.replace(problem, q_len=INVARIANT_RAGGED_Q_LEN) if problem.ragged else problem
+
+
+def has_leaves(problem: Problem, tile: Tile) -> bool:
+    """Whether splits are made of leaves: where registers have room for a split's state beside a leaf's."""
+    return tile.block_m == 16 and padded(problem.head_dim_v) <= 128 and problem.element_bytes == 2
+
+
+def choose_leaves(problem: Problem, tile: Tile, splits: int, hardware: Hardware) -> int:
+    """Most leaves of a sequence, where each is to have a program; 0 where splits give enough of them."""
+    programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
+    if programs * splits >= ENOUGH_PROGRAMS * hardware.sm_count or not has_leaves(problem, tile):
+        return 0
+    leaf_tiles = max(1, LEAF_TOKENS // tile.block_n)
+    split_tiles = max(1, SPLIT_TOKENS // tile.block_n)
+    tiles = visible_tiles(problem, tile)
+    short = -(-min(tiles, split_tiles) // max(1, leaf_tiles // SHORT_LEAVES))
+    leaves = max(
+        short, -(-min(tiles, LEAFY_SPLITS * split_tiles) // leaf_tiles) if tiles > split_tiles else 0
+    )
+    return leaves if leaves > splits else 0
+
+
+def invariant_tiles(problem: Problem, hardware: Hardware) -> tuple[Tile, Tile]:
+    """Tiles of batch-invariant calls: where each split has a program, and where programs share them.
+
+    They differ in stages alone: a few programs on a multiprocessor need more than a crowd. The longest query
+    of a ragged batch cannot change them.
+    """
+    problem = _of_longest(problem)
+    few: Regime = "shared" if problem.page_size else "short"
+    many = invariant_regime_of(problem, hardware)
+    each, shared = choose_tile(problem, hardware, many), choose_tile(problem, hardware, few)
+    if problem.element_bytes == 4:  # bound by arithmetic: more stages would only take registers
+        stages = min(each.num_stages, FP32_STAGES)
+        each, shared = (
+            dataclasses.replace(each, num_stages=stages),
+            dataclasses.replace(shared, num_stages=stages),
+        )
+    return each, shared
 
 
 def _cpu_plan(*, num_splits: int, batch_invariant: bool) -> Plan:
-    tokens = INVARIANT_SPLIT_TOKENS if batch_invariant else 0
+    tokens = SPLIT_TOKENS if batch_invariant else 0
     reason = "on a CPU the keys are computed in parts, as its threads and caches want them"
     kind: Kind = "flash_attention" if num_splits == 1 else "flash_decoding"
     return Plan(kind, "cpu", Tile(0, 0, 0, 0), num_splits, tokens, (reason,))

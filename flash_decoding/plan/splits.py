@@ -10,9 +10,6 @@ from __future__ import annotations
 MAX_SPLITS = 256
 """More splits than this make the reduction longer than what they save."""
 
-INVARIANT_SPLIT_TOKENS = 1024
-"""Keys per split in batch-invariant mode: one number for every call, so that no neighbour can change it."""
-
 
 def tiles_in(tokens: int, block_n: int) -> int:
     """Tiles of ``block_n`` keys that cover ``tokens`` keys; one at least."""

@@ -15,6 +15,9 @@ from flash_decoding.spec import Problem, Tile, padded
 
 ANY = 1 << 30
 
+FEW_ROWS = 16
+"""Rows of the smallest tile of the matrix units."""
+
 Regime = Literal["long", "short", "shared", "crowded"]
 """How the programs of a call fall on the multiprocessors.
 
@@ -68,7 +71,7 @@ TILES = (
     TileRow(16, 128, 2, Tile(16, 128, 4, 3), IN_USE, "long"),
     TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
     TileRow(16, 256, 2, Tile(16, 64, 4, 3), H200),
-    TileRow(32, 128, 2, Tile(32, 128, 4, 3), H200, warpgroups=True),
+    TileRow(32, 128, 2, Tile(64, 64, 4, 4), IN_USE, warpgroups=True),
     TileRow(32, 128, 2, Tile(32, 64, 4, 4), UNMEASURED),
     TileRow(32, 256, 2, Tile(32, 32, 4, 4), UNMEASURED),
     # a few query tokens: speculative verification, short chunks
@@ -88,24 +91,18 @@ TILES = (
 )
 
 
-ROLES_TILES: dict[Regime, Tile] = {"long": Tile(16, 128, 4, 2), "short": Tile(16, 64, 4, 4)}
-"""For warps with roles and head_dim 128; stages are buffers, of keys and of values. Measured in IN_USE. Where
-programs share a multiprocessor the portable kernel is faster: it starts sooner."""
-
-ROLES_MAX_HEAD_DIM = 256
-
 PAGE_ENTRIES = 4 * 4
 """Bytes per key for the table entries of a paged cache, in the pipeline before the pipeline."""
 
 
-def smem_bytes(problem: Problem, tile: Tile, *, roles: bool = False) -> int:
+def smem_bytes(problem: Problem, tile: Tile) -> int:
     """Shared memory of the attention kernel, as an upper bound: the pipeline and the queries.
 
     Of n stages one is in registers, unless the matrix units read their operands from shared memory, as
-    Hopper's do from 64 rows on, or other warps load.
+    Hopper's do from 64 rows on.
     """
     columns, columns_v = padded(problem.head_dim), padded(problem.head_dim_v)
-    buffers = max(1, tile.num_stages - int(tile.block_m < 64 and not roles))
+    buffers = max(1, tile.num_stages - int(tile.block_m < 64))
     stage = tile.block_n * (columns + columns_v)
     queries = tile.block_m * (columns + 2 * tile.block_n)
     return (buffers * stage + queries) * problem.element_bytes + PAGE_ENTRIES * tile.block_n
@@ -113,7 +110,7 @@ def smem_bytes(problem: Problem, tile: Tile, *, roles: bool = False) -> int:
 
 def regime_of(problem: Problem, hardware: Hardware) -> Regime:
     """How a call's programs fall on the multiprocessors, with as many splits as these have room for."""
-    programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
+    programs = row_tiles(problem, FEW_ROWS) * problem.heads_kv * problem.batch
     if problem.page_size:
         return "shared"
     if programs > SHARED_BY * hardware.sm_count:
@@ -128,7 +125,7 @@ def invariant_regime_of(problem: Problem, hardware: Hardware) -> Regime:
     """The same for batch-invariant calls: a regime whose tiles have as many keys as the others'."""
     if problem.page_size:
         return "shared"
-    programs = row_tiles(problem, 16) * problem.heads_kv * problem.batch
+    programs = row_tiles(problem, FEW_ROWS) * problem.heads_kv * problem.batch
     return "crowded" if programs >= CROWDED_BY * hardware.sm_count else "short"
 
 
@@ -137,15 +134,10 @@ def residents(problem: Problem, tile: Tile, hardware: Hardware) -> int:
     return max(1, min(2, hardware.smem_bytes // smem_bytes(problem, tile)))
 
 
-def tiles_for(problem: Problem, hardware: Hardware) -> tuple[tuple[Tile, bool], ...]:
-    """The tiles that a problem of these heads can get, whatever its batch, and whether for warps with roles.
-
-    This is what there is to compile ahead.
-    """
+def tiles_for(problem: Problem, hardware: Hardware) -> tuple[Tile, ...]:
+    """The tiles that a problem of these heads can get, whatever its batch: what there is to compile ahead."""
     regimes: tuple[Regime, ...] = get_args(Regime)
-    tiles = [(choose_tile(problem, hardware, regime), False) for regime in regimes]
-    with_roles = [regime for regime in regimes if suits_roles(problem, hardware, regime)]
-    return tuple(dict.fromkeys(tiles + [(choose_roles_tile(problem, regime), True) for regime in with_roles]))
+    return tuple(dict.fromkeys(choose_tile(problem, hardware, regime) for regime in regimes))
 
 
 def choose_tile(problem: Problem, hardware: Hardware, regime: Regime) -> Tile:
@@ -170,27 +162,6 @@ def _suits(row: TileRow, problem: Problem, hardware: Hardware, regime: Regime) -
     if row.regime == "long" and smem_bytes(problem, row.tile) > hardware.smem_bytes:
         return False
     return row.regime in {None, regime}
-
-
-def suits_roles(problem: Problem, hardware: Hardware, regime: Regime) -> bool:
-    """Whether a call goes to the kernel of warps with roles."""
-    return (
-        hardware.gives_warps_roles
-        and regime in ROLES_TILES
-        and problem.element_bytes == 2
-        and problem.page_size == 0
-        and problem.rows <= ROLES_TILES[regime].block_m
-        and max(problem.head_dim, problem.head_dim_v) <= ROLES_MAX_HEAD_DIM
-        and problem.aligned
-        and not problem.masked
-    )
-
-
-def choose_roles_tile(problem: Problem, regime: Regime) -> Tile:
-    """The tile of warps with roles: of as many bytes for every head_dim, 256 keys at most."""
-    tile = ROLES_TILES[regime]
-    keys = tile.block_n * 128 // padded(max(problem.head_dim, problem.head_dim_v))
-    return dataclasses.replace(tile, block_n=min(keys, 256))
 
 
 def row_tiles(problem: Problem, block_m: int) -> int:

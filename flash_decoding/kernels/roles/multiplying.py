@@ -57,49 +57,58 @@ def multiply(a: gl.tensor, tile: gl.tuple, acc: gl.tensor, TRANSPOSED: gl.conste
 
 
 @gluon.jit
+def load_q(
+    queries: gl.tuple,
+    b: gl.tensor,
+    row: gl.tensor,
+    head_kv: gl.tensor,
+    q_start: gl.tensor,
+    q_len: gl.tensor,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+) -> gl.tensor:
+    """A tile of query rows (rows, columns), as it is read."""
+    q_ptr, q_strides, cu_seqlens_q_ptr = queries
+    threads: gl.constexpr = threads_of(BLOCK_D, q_ptr.dtype.element_ty.primitive_bitwidth)
+    token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, threads))
+    cols = gl.arange(0, BLOCK_D, gl.SliceLayout(0, threads))
+    return load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, cols, HEAD_DIM)
+
+
+@gluon.jit
 def multiply_part(
-    q_ptr: gl.tensor,
-    q_strides: gl.tuple,
-    cu_seqlens_q_ptr: gl.tensor,
-    alibi_ptr: gl.tensor,
-    alibi_strides: gl.tuple,
-    sinks_ptr: gl.tensor,
-    scale: gl.tensor,
-    softcap: gl.tensor,
-    window_left: gl.tensor,
-    window_right: gl.tensor,
+    q: gl.tensor,
+    scoring: gl.tuple,
     k_ring: gl.tuple,
     v_ring: gl.tuple,
     b: gl.tensor,
     head_kv: gl.tensor,
     row: gl.tensor,
-    q_start: gl.tensor,
     q_len: gl.tensor,
     end: gl.tensor,
-    lo: gl.tensor,
-    hi: gl.tensor,
-    first_tile: gl.tensor,
-    step: gl.tensor,
-    count: gl.tensor,
+    tiles: gl.tuple,
+    leaf: gl.tensor,
     is_first: gl.tensor,
+    turn: gl.tensor,
     GROUP: gl.constexpr,
-    HEAD_DIM: gl.constexpr,
-    BLOCK_D: gl.constexpr,
     BLOCK_DV: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
     SOFTCAP: gl.constexpr,
+    LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
 ) -> gl.tuple:
-    """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b out of the rings."""
-    threads: gl.constexpr = threads_of(BLOCK_D, q_ptr.dtype.element_ty.primitive_bitwidth)
-    token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, threads))
-    q_cols = gl.arange(0, BLOCK_D, gl.SliceLayout(0, threads))
-    q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, q_cols, HEAD_DIM)
-    q = gl.convert_layout(q, gl.DotOperandLayout(0, PRODUCT, 2))
+    """State (peak, total, acc) of a row tile that has seen a part, whose tiles come from ``turn`` on.
 
+    With LEAVES each ``leaf`` of them are a state of their own, merged from left to right.
+    """
+    alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right = scoring
+    _, lo, hi, first, step, count = tiles
+    q = gl.convert_layout(q, gl.DotOperandLayout(0, PRODUCT, 2))
     of_row: gl.constexpr = gl.SliceLayout(1, PRODUCT)
     token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, of_row)
     lanes = gl.arange(0, BLOCK_N, gl.SliceLayout(0, PRODUCT))
@@ -110,17 +119,35 @@ def multiply_part(
         if is_first:  # the sink belongs to one part, so that the merge counts it once
             peak = gl.load(sinks_ptr + head, mask=in_q, other=0.0).to(gl.float32) * softmax.LOG2E
             total += (lanes == 0).to(gl.float32)[None, :]
+    if LEAVES:
+        peak_split = gl.full([BLOCK_M], float("-inf"), gl.float32, of_row)
+        total_split = gl.zeros([BLOCK_M], gl.float32, of_row)
+        acc_split = gl.zeros([BLOCK_M, BLOCK_DV], gl.float32, PRODUCT)
+        next_leaf = leaf
     position = end - q_len + token
     slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
     nothing = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, PRODUCT)
     for i in range(count):
-        slots = (first_tile + i * step) * BLOCK_N + lanes
+        if LEAVES:
+            if i == next_leaf:
+                next_leaf += leaf
+                peak, total_row, acc = softmax.gather(peak, total, acc)
+                peak_split, total_split, acc_split = softmax.fold(
+                    peak_split, total_split, acc_split, peak, total_row, acc
+                )
+                peak = gl.full([BLOCK_M], float("-inf"), gl.float32, of_row)
+                total = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, PRODUCT)
+                acc = gl.zeros([BLOCK_M, BLOCK_DV], gl.float32, PRODUCT)
+        slots = (first + i * step) * BLOCK_N + lanes
         live = (slots >= lo) & (slots < hi)
-        scores = multiply(q, ring.at(k_ring, i, STAGES), nothing, True)
+        scores = multiply(q, ring.at(k_ring, turn + i, STAGES), nothing, True)
         scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         scores = gl.where(sees, scores, float("-inf"))
         peak, total, alpha, p = softmax.weigh(peak, total, scores)
         p = gl.convert_layout(p.to(q.dtype), gl.DotOperandLayout(0, PRODUCT, 2))
-        acc = multiply(p, ring.at(v_ring, i, STAGES), acc * alpha[:, None], False)
-    return softmax.gather(peak, total, acc)
+        acc = multiply(p, ring.at(v_ring, turn + i, STAGES), acc * alpha[:, None], False)
+    peak, total_row, acc = softmax.gather(peak, total, acc)
+    if LEAVES:
+        peak, total_row, acc = softmax.fold(peak_split, total_split, acc_split, peak, total_row, acc)
+    return peak, total_row, acc

@@ -1,7 +1,8 @@
 """The ring of buffers between loaders and multipliers, and the two barriers of each buffer.
 
-Tile i is in buffer ``i % STAGES``. Loaders wait until the multipliers have left it, which is so at once in
-the first round; multipliers until it is full. A barrier's phase is the parity of the round.
+Tile i of a program, counted over all that it does, is in buffer ``i % STAGES``. Loaders wait until the
+multipliers have left it, which is so at once in the first round; multipliers until it is full. A barrier's
+phase is the parity of the round.
 """
 
 from __future__ import annotations
@@ -48,3 +49,12 @@ def at(ring: gl.tuple, i: gl.tensor, STAGES: gl.constexpr) -> gl.tuple:
     """Of tile i: its buffer, the full barrier, the free barrier, and the parity of its round."""
     stage = i % STAGES
     return ring[0].index(stage), ring[1].index(stage), ring[2].index(stage), (i // STAGES) & 1
+
+
+@gluon.jit
+def drop(ring: gl.tuple, i: gl.tensor, STAGES: gl.constexpr) -> None:
+    """Let go of tile i without a look at it."""
+    _, full, free, parity = at(ring, i, STAGES)
+    mbarrier.wait(full, parity)
+    gl.thread_barrier()  # all have seen it full before it may be filled again
+    mbarrier.arrive(free)

@@ -1,0 +1,153 @@
+"""What programs do that go across sequences, part by part (:mod:`~flash_decoding.kernels.roles.walk`)."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from flash_decoding.kernels import overlap, softmax
+from flash_decoding.kernels.roles import early, walk
+from flash_decoding.kernels.roles.loading import load_first, load_part
+from flash_decoding.kernels.roles.multiplying import PRODUCT, load_q, multiply_part, rows_of
+from flash_decoding.kernels.rows import store_out, store_state
+
+
+@gluon.jit
+def load_run(
+    cache: gl.tuple,
+    lengths: gl.tuple,
+    queries: gl.tuple,
+    k_ring: gl.tuple,
+    v_ring: gl.tuple,
+    where: gl.tuple,  # first row, key/value head, run; number of runs, and of sequences
+    fixed: gl.tuple,
+    early_tiles: gl.tensor,  # of the sequences, as far as could be told; and what follows from them
+    found: gl.tuple,
+    expected: gl.tuple,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    HEAD_DIM_V: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    BLOCK_DV: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
+    BOUND_LEFT: gl.constexpr,
+    BOUND_RIGHT: gl.constexpr,
+    OVERLAP: gl.constexpr,
+    EXPECTS: gl.constexpr,
+    STAGES: gl.constexpr,
+    LOADERS: gl.constexpr,
+) -> None:
+    """Load the keys and values of all parts of a run, the first tiles as expected."""
+    row, head_kv, _, _, _ = where
+    given = 0
+    if EXPECTS:
+        given = load_first(
+            cache, head_kv, expected, k_ring, v_ring, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N,
+            STAGES, LOADERS,
+        )  # fmt: skip
+    elif OVERLAP:
+        overlap.wait_for_the_kernel_before()
+    at, b, before, size, extra, stop = walk.begin_by(
+        found, early_tiles, where, lengths, fixed, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT
+    )
+    turn = 0
+    parts = 0
+    while walk.goes_on(at, before, stop, fixed):
+        q_start, q_len, _end, tiles, _leaf, _is_first, next_at, next_b, next_before = walk.part_at(
+            at, b, before, size, extra, stop, where, cache, lengths, fixed, GROUP, BLOCK_M, BLOCK_N,
+            PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        kept = 0
+        if EXPECTS:
+            kept = early.kept_of(given, tiles, expected)
+            turn += given - kept
+            given = 0
+        if parts > 0:  # the multipliers come to it later; for the first one it would be late
+            early.ask_for_queries(queries, b, row, head_kv, q_start, q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
+        load_part(
+            cache, head_kv, tiles, k_ring, v_ring, turn, kept, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
+            BLOCK_N, PAGE_SIZE, STAGES, LOADERS,
+        )  # fmt: skip
+        turn += tiles[5]
+        parts += 1
+        at = next_at
+        b = next_b
+        before = next_before
+
+
+@gluon.jit
+def multiply_run(
+    cache: gl.tuple,
+    lengths: gl.tuple,
+    queries: gl.tuple,
+    scoring: gl.tuple,
+    results: gl.tuple,
+    k_ring: gl.tuple,
+    v_ring: gl.tuple,
+    where: gl.tuple,
+    fixed: gl.tuple,
+    early_tiles: gl.tensor,
+    found: gl.tuple,
+    expected: gl.tuple,
+    HEADS_KV: gl.constexpr,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    HEAD_DIM_V: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    BLOCK_DV: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
+    BOUND_LEFT: gl.constexpr,
+    BOUND_RIGHT: gl.constexpr,
+    SOFTCAP: gl.constexpr,
+    OVERLAP: gl.constexpr,
+    LEAVES: gl.constexpr,
+    EXPECTS: gl.constexpr,
+    STAGES: gl.constexpr,
+) -> None:
+    """Multiply what the loaders load, and write each part to scratch."""
+    if OVERLAP:
+        overlap.wait_for_the_kernel_before()
+        overlap.let_the_next_kernel_start()
+    row, head_kv, run, _, _ = where
+    out_ptr, lse_ptr = results
+    given = 0
+    if EXPECTS:
+        given = gl.minimum(expected[5], STAGES)
+    at, b, before, size, extra, stop = walk.begin_by(
+        found, early_tiles, where, lengths, fixed, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT
+    )
+    turn = 0
+    while walk.goes_on(at, before, stop, fixed):
+        q_start, q_len, end, tiles, leaf, is_first, next_at, next_b, next_before = walk.part_at(
+            at, b, before, size, extra, stop, where, cache, lengths, fixed, GROUP, BLOCK_M, BLOCK_N,
+            PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        if EXPECTS:
+            lost = given - early.kept_of(given, tiles, expected)
+            early.let_go(k_ring, v_ring, lost, STAGES)
+            turn += lost
+            given = 0
+        q = load_q(queries, b, row, head_kv, q_start, q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
+        peak, total, acc = multiply_part(
+            q, scoring, k_ring, v_ring, b, head_kv, row, q_len, end, tiles, leaf, is_first, turn, GROUP,
+            BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, LEAVES, STAGES,
+        )  # fmt: skip
+        turn += tiles[5]
+        token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
+        cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
+        if fixed[1] is not None:
+            part_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * fixed[0] + at
+            store_state(out_ptr, lse_ptr, peak, total, acc, part_row, in_q, cols, HEAD_DIM_V)
+        else:
+            part_row = ((run + b).to(gl.int64) * lengths[3] + token) * (HEADS_KV * GROUP) + head
+            store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
+            gl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
+        at = next_at
+        b = next_b
+        before = next_before
+    if EXPECTS:
+        early.let_go(k_ring, v_ring, given, STAGES)

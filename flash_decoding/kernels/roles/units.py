@@ -1,0 +1,196 @@
+"""What a program does: one unit after another, as many as there are for each multiprocessor.
+
+A unit is a row tile of one key/value head, and one split of one sequence. Loaders and multipliers go along
+the units of their program each for themselves, by the same function; loaders are ahead, so the memory does
+not notice when a unit ends.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from flash_decoding.kernels import keys, load, overlap
+from flash_decoding.kernels.load import VIA_L1
+from flash_decoding.kernels.roles import early
+from flash_decoding.kernels.roles.loading import load_first, load_part
+from flash_decoding.kernels.roles.multiplying import PRODUCT, load_q, multiply_part, rows_of
+from flash_decoding.kernels.rows import store_split
+
+
+@gluon.jit
+def place_of(
+    unit: gl.tensor,
+    max_q_len: gl.tensor,
+    num_splits: gl.tensor,
+    HEADS_KV: gl.constexpr,
+    GROUP: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+) -> gl.tuple:
+    """First row, key/value head, split and sequence of a unit, fastest first."""
+    row_tiles = gl.cdiv(max_q_len * GROUP, BLOCK_M)
+    head_kv = unit // row_tiles
+    split = head_kv // HEADS_KV
+    return unit % row_tiles * BLOCK_M, head_kv % HEADS_KV, split % num_splits, split // num_splits
+
+
+@gluon.jit
+def part_of(
+    b: gl.tensor,
+    row: gl.tensor,
+    split: gl.tensor,
+    q_len: gl.tensor,
+    cache: gl.tuple,
+    lengths: gl.tuple,
+    num_splits: gl.tensor,
+    fixed: gl.tuple,  # tiles of a split and of a leaf, and whether leaves are splits; None if shared evenly
+    GROUP: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
+    BOUND_LEFT: gl.constexpr,
+    BOUND_RIGHT: gl.constexpr,
+    VIA: gl.constexpr = VIA_L1,
+) -> gl.tuple:
+    """What there is to do in a unit of so many query tokens.
+
+    Returns:
+        Whether there is anything; end of the sequence's slots; the tiles, none if there is nothing; and those
+        of a leaf.
+    """
+    seqlens_ptr, leftpad_ptr, _, _, new_tokens, capacity, left, right = lengths
+    end, lo, hi = keys.seen_by(
+        b, row, q_len, seqlens_ptr, leftpad_ptr, new_tokens, capacity, left, right, GROUP, BLOCK_M,
+        BOUND_LEFT, BOUND_RIGHT, VIA,
+    )  # fmt: skip
+    first, step, count, leaf, live_splits = keys.part_of(
+        split, lo, hi, num_splits, fixed[0], fixed[1], fixed[2], BLOCK_N, PAGE_SIZE > 0
+    )
+    lives = (row < q_len * GROUP) & (split < live_splits)
+    cache_row = load.cache_row(b, cache[4], cache[5], VIA)
+    return lives, end, (cache_row, lo, hi, first, step, gl.where(lives, count, 0)), leaf
+
+
+@gluon.jit
+def load_units(
+    cache: gl.tuple,
+    lengths: gl.tuple,
+    queries: gl.tuple,
+    k_ring: gl.tuple,
+    v_ring: gl.tuple,
+    units: gl.tensor,
+    num_splits: gl.tensor,
+    fixed: gl.tuple,
+    expected: gl.tuple,
+    HEADS_KV: gl.constexpr,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    HEAD_DIM_V: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    BLOCK_DV: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
+    BOUND_LEFT: gl.constexpr,
+    BOUND_RIGHT: gl.constexpr,
+    OVERLAP: gl.constexpr,
+    EXPECTS: gl.constexpr,
+    STAGES: gl.constexpr,
+    LOADERS: gl.constexpr,
+) -> None:
+    """Load the keys and values of all units of this program, the first tiles as expected."""
+    given = 0
+    if EXPECTS:
+        _, head_kv, _, _ = place_of(gl.program_id(0), lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M)
+        given = load_first(
+            cache, head_kv, expected, k_ring, v_ring, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N,
+            STAGES, LOADERS,
+        )  # fmt: skip
+    elif OVERLAP:
+        overlap.wait_for_the_kernel_before()
+    turn = 0
+    for unit in range(gl.program_id(0), units, gl.num_programs(0)):
+        row, head_kv, split, b = place_of(unit, lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M)
+        q_start, q_len = keys.query_span(b, lengths[2], lengths[3])
+        _, _, tiles, _ = part_of(
+            b, row, split, q_len, cache, lengths, num_splits, fixed, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        kept = 0
+        if EXPECTS:
+            kept = early.kept_of(given, tiles, expected)
+            turn += given - kept
+            given = 0
+        if unit != gl.program_id(0):  # the multipliers come to it later; for the first one it would be late
+            early.ask_for_queries(queries, b, row, head_kv, q_start, q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
+        load_part(
+            cache, head_kv, tiles, k_ring, v_ring, turn, kept, HEAD_DIM, HEAD_DIM_V, BLOCK_D,
+            BLOCK_DV, BLOCK_N, PAGE_SIZE, STAGES, LOADERS,
+        )  # fmt: skip
+        turn += tiles[5]
+
+
+@gluon.jit
+def multiply_units(
+    cache: gl.tuple,
+    lengths: gl.tuple,
+    queries: gl.tuple,
+    scoring: gl.tuple,
+    results: gl.tuple,
+    k_ring: gl.tuple,
+    v_ring: gl.tuple,
+    units: gl.tensor,
+    num_splits: gl.tensor,
+    fixed: gl.tuple,
+    expected: gl.tuple,
+    HEADS_KV: gl.constexpr,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    HEAD_DIM_V: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    BLOCK_DV: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    PAGE_SIZE: gl.constexpr,
+    BOUND_LEFT: gl.constexpr,
+    BOUND_RIGHT: gl.constexpr,
+    SOFTCAP: gl.constexpr,
+    OVERLAP: gl.constexpr,
+    LEAVES: gl.constexpr,
+    EXPECTS: gl.constexpr,
+    STAGES: gl.constexpr,
+) -> None:
+    """Multiply what the loaders load, and write the result of each unit."""
+    if OVERLAP:
+        overlap.wait_for_the_kernel_before()
+        overlap.let_the_next_kernel_start()
+    out_ptr, lse_ptr, lse_strides = results
+    given = 0
+    if EXPECTS:
+        given = gl.minimum(expected[5], STAGES)
+    turn = 0
+    for unit in range(gl.program_id(0), units, gl.num_programs(0)):
+        row, head_kv, split, b = place_of(unit, lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M)
+        q_start, q_len = keys.query_span(b, lengths[2], lengths[3])
+        # before anything that waits for a length
+        q = load_q(queries, b, row, head_kv, q_start, q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
+        lives, end, tiles, leaf = part_of(
+            b, row, split, q_len, cache, lengths, num_splits, fixed, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT,
+        )  # fmt: skip
+        if EXPECTS:
+            lost = given - early.kept_of(given, tiles, expected)
+            early.let_go(k_ring, v_ring, lost, STAGES)
+            turn += lost
+            given = 0
+        peak, total, acc = multiply_part(
+            q, scoring, k_ring, v_ring, b, head_kv, row, q_len, end, tiles, leaf, split == 0, turn,
+            GROUP, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, LEAVES, STAGES,
+        )  # fmt: skip
+        turn += tiles[5]
+        token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
+        store_split(
+            out_ptr, lse_ptr, lse_strides, peak, total, acc, b, q_start, token, head, in_q & lives,
+            gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT)), lengths[2], split, num_splits,
+            HEADS_KV * GROUP, HEAD_DIM_V,
+        )  # fmt: skip

@@ -1,0 +1,63 @@
+"""Which plans there are to compile ahead, for calls of some heads and pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+from flash_decoding.plan import roles
+from flash_decoding.plan.hardware import Hardware
+from flash_decoding.plan.planner import has_leaves, invariant_tiles, runs_tile
+from flash_decoding.plan.tiles import tiles_for
+from flash_decoding.spec import Plan, Problem
+
+MANY_PARTS = 25
+"""Parts of a fixed size from which those of a row are loaded several at a time."""
+
+
+def plans_ahead(problem: Problem, hardware: Hardware, *, splits: tuple[int, ...]) -> list[Plan]:
+    """Plans that between them launch every kernel that a call with these heads, pages and options can.
+
+    Args:
+        problem: a small call; no length, batch or number of splits is compiled in.
+        hardware: where it is to run.
+        splits: numbers of them that are combined by kernels that differ, the fewest first.
+    """
+    overlaps, with_roles = hardware.overlaps_launches, roles.suits(problem, hardware)
+    tiles = [(tile, False) for tile in tiles_for(problem, hardware)]
+    if with_roles:
+        tiles += [(tile, True) for tile in roles.all_tiles(problem)]
+    one = [Plan("flash_attention", "triton", tile, 1, 0, (), overlaps, roles=own) for tile, own in tiles]
+    several = [
+        dataclasses.replace(plan, kind="flash_decoding", num_splits=number)
+        for plan, number in itertools.product(one, splits)
+    ]
+    tile = roles.runs_tile(problem) if with_roles else runs_tile(problem, hardware)
+    shared = [
+        Plan("flash_decoding", "triton", tile, 2 * parts, 0, (), overlaps, balanced=True, roles=with_roles)
+        for parts in splits  # of runs, which a sequence has seldom more than half of
+    ]
+    return [*one, *several, *shared, *_fixed_plans(problem, hardware)]
+
+
+def _fixed_plans(problem: Problem, hardware: Hardware) -> list[Plan]:
+    """Those of batch-invariant calls: one split or more, or leaves; with a program each, or shared."""
+    overlaps, with_roles = hardware.overlaps_launches, roles.suits_any_batch(problem, hardware)
+    if with_roles:
+        each = shared = roles.runs_tile(problem)
+    else:
+        each, shared = invariant_tiles(problem, hardware)
+    keys = each.block_n  # of a split; its leaves are as large
+    leaf_tokens = keys if has_leaves(problem, each) else 0
+    one = Plan(
+        "flash_decoding", "triton", each, 1, keys, (), overlaps, roles=with_roles, leaf_tokens=leaf_tokens
+    )
+    runs = 2 if with_roles else 0
+    plans = [one]
+    for parts in (2, MANY_PARTS):
+        plans.append(dataclasses.replace(one, num_splits=parts, runs=runs))
+        plans.append(dataclasses.replace(one, num_splits=parts, runs=2, tile=shared))
+    if leaf_tokens:
+        tile = roles.runs_tile(problem, few_keys=True) if with_roles else each
+        plans.append(dataclasses.replace(one, tile=tile, num_splits=2, runs=runs, by_leaf=True))
+    return list(dict.fromkeys(plans))
