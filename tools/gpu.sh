@@ -18,12 +18,17 @@ for stage in $stages; do
         rm -f "$out/tests.xml"
         ;;
     sanitize)
+        jobs=${JOBS:-8}
         for tool in memcheck racecheck; do
-            compute-sanitizer --tool "$tool" $python -m tools.sanitize >"$out/$tool.log" 2>&1 || failed=1
-            tail -n 3 "$out/$tool.log"
+            for shard in $(seq 0 $((jobs - 1))); do
+                compute-sanitizer --tool "$tool" $python -m tools.sanitize "$shard" "$jobs" \
+                    >"$out/$tool-$shard.log" 2>&1 &
+            done
+            wait
         done
-        $python -m tools.summary sanitize "$out/memcheck.log" "$out/racecheck.log" "$out/sanitizer-gpu.json" || failed=1
-        rm -f "$out/memcheck.log" "$out/racecheck.log"
+        $python -m tools.summary sanitize "$out"/memcheck-*.log "$out"/racecheck-*.log \
+            "$out/sanitizer-gpu.json" || failed=1
+        rm -f "$out"/memcheck-*.log "$out"/racecheck-*.log
         ;;
     bench)
         $python -m flash_decoding bench --out "$out" || failed=1

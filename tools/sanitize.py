@@ -1,5 +1,7 @@
 """Small launches of every kernel, to be run under compute-sanitizer: every allocation is its own.
 
+``python -m tools.sanitize [SHARD SHARDS]``: all of them, or every SHARDS-th from SHARD on.
+
 Lengths end inside tiles and pages, tables hold wild entries behind the lengths, and one call of each kind has
 entries and lengths that are plainly wrong: whatever the numbers say, no access may leave a tensor.
 """
@@ -7,7 +9,11 @@ entries and lengths that are plainly wrong: whatever the numbers say, no access 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import os
+import sys
+from collections.abc import Callable, Iterator
 
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 
@@ -99,17 +105,33 @@ def run_linear_layers() -> None:
             linear.launch(x, layer, tile, residual=residual, out=out, overlaps=True)
 
 
-def main() -> None:
-    """Run them all; the sanitizer counts the errors."""
-    for case in EDGES:
-        for num_splits in (1, 3):
-            run_case(case, num_splits)
-    run_wrong_numbers()
-    run_linear_layers()
+def run_merge() -> None:
+    """Partial results that a caller holds."""
     outs, lses = torch.randn(40, 2, 1, 4, 80, device=DEVICE), torch.randn(40, 2, 4, 1, device=DEVICE)
     merge.launch(outs, lses, out=torch.empty_like(outs[0]), lse=torch.empty_like(lses[0]))
+
+
+def run_control() -> None:
+    """Two groups of warps that share nothing: what is reported here is of how Triton starts them."""
+    if Hardware.of(DEVICE).gives_warps_roles:
+        from tools.control import launch
+
+        launch(DEVICE)
+
+
+def jobs() -> Iterator[Callable[[], None]]:
+    """All launches, in pieces that need nothing of each other."""
+    for case, num_splits in itertools.product(EDGES, (1, 3)):
+        yield functools.partial(run_case, case, num_splits)
+    yield from (run_wrong_numbers, run_linear_layers, run_merge, run_control)
+
+
+def main(shard: int = 0, shards: int = 1) -> None:
+    """Run them; the sanitizer counts the errors."""
+    for job in itertools.islice(jobs(), shard, None, shards):
+        job()
     torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

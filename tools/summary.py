@@ -1,7 +1,7 @@
 """Turn what pytest or compute-sanitizer wrote into a small record with its environment.
 
 python -m tools.summary tests JUNIT.xml RECORD.json
-python -m tools.summary sanitize LOG... RECORD.json
+python -m tools.summary sanitize TOOL-SHARD.log... RECORD.json
 """
 
 from __future__ import annotations
@@ -37,16 +37,27 @@ def of_tests(xml: Path) -> dict[str, Any]:
 
 
 def of_sanitizer(logs: list[Path]) -> dict[str, Any]:
-    """The closing count of each tool."""
-    found = {log.stem: re.findall(r"={9} (?:ERROR|RACECHECK) SUMMARY: (.*)", log.read_text()) for log in logs}
-    return {"tools": {tool: lines[-1] if lines else "no summary" for tool, lines in found.items()}}
+    """What each tool counted in all of its logs, TOOL-SHARD.log, and of which kernels it reports races."""
+    tools: dict[str, Counter[str]] = {}
+    kernels: Counter[str] = Counter()
+    for log in logs:
+        text = log.read_text()
+        counts = tools.setdefault(log.stem.partition("-")[0], Counter())
+        counts["runs"] += 1
+        closing = re.findall(r"={9} (?:ERROR|RACECHECK) SUMMARY: (.*)", text)
+        counts["runs that ended"] += len(closing[-1:])
+        for number, what in re.findall(r"(\d+) (error|warning|hazard)s?\b", " ".join(closing[-1:])):
+            counts[what + "s"] += int(number)
+        kernels.update(re.findall(r"Race reported between \w+ access at (\w+)", text))
+    return {"tools": tools, "races": kernels}
 
 
 def is_clean(content: dict[str, Any]) -> bool:
     """No failure, no error, no hazard; and something ran."""
     if "total" in content:
         return bool(content["total"]["failed"] == 0 and content["total"]["passed"] > 0)
-    return all(re.match(r"0 (errors|hazards)", line) for line in content["tools"].values())
+    reported = sum(counts["errors"] + counts["hazards"] for counts in content["tools"].values())
+    return reported == 0 and all(n["runs"] == n["runs that ended"] for n in content["tools"].values())
 
 
 def main(kind: str, *paths: str) -> int:
