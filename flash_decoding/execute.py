@@ -125,7 +125,10 @@ def run_kernels(
         rows = (splits + queries.batch - 1, queries.q_len, heads)
         part_strides = (0, 1, heads, queries.q_len * heads)
         parts, part_lse = _new(queries, *rows, head_dim_v), _new(queries, *rows)
-        first = balanced.launch(queries, cache, options, plan, parts=parts, part_lse=part_lse)
+        first = balanced.launch(
+            queries, cache, options, plan, parts=parts, part_lse=part_lse, out=out, lse=target,
+            lse_strides=lse_strides,
+        )  # fmt: skip
     else:
         rows = (tokens, heads, splits)
         part_strides = (0 if queries.is_ragged else queries.q_len * heads * splits, splits, heads * splits, 1)
@@ -134,17 +137,9 @@ def run_kernels(
             queries, cache, options, plan, out=parts, lse=part_lse, lse_strides=part_strides
         )
     last = combine.launch(
-        queries,
-        cache,
-        options,
-        plan,
-        parts=parts,
-        part_lse=part_lse,
-        part_lse_strides=part_strides,
-        out=out,
-        lse=target,
-        lse_strides=lse_strides,
-    )
+        queries, cache, options, plan, parts=parts, part_lse=part_lse, part_lse_strides=part_strides, out=out,
+        lse=target, lse_strides=lse_strides,
+    )  # fmt: skip
     _keep(kind, first, last, out=out, lse=target, scratch=(parts.numel(), part_lse.numel()))
     return out, lse
 
@@ -184,15 +179,17 @@ def _run_fixed(
     kind: repeats.Kind | None,
 ) -> None:
     """Several parts of fixed sizes: states of splits or leaves, and their reduction."""
-    from flash_decoding.kernels import attend, fold
+    from flash_decoding.kernels import fold
 
     rows = (out.numel() // (queries.heads * out.shape[-1]), queries.heads, plan.num_splits)
     parts, sums = _new(queries, *rows, out.shape[-1]), _new(queries, *rows, 2)
     if plan.runs:
         first = _shared_splits(roles=plan.roles).launch(
-            queries, cache, options, plan, parts=parts, part_lse=sums
-        )
+            queries, cache, options, plan, parts=parts, part_lse=sums, out=out, lse=lse,
+            lse_strides=lse_strides,
+        )  # fmt: skip
     else:
+        attend, _ = _kernels(roles=plan.roles)
         first = attend.launch(queries, cache, options, plan, out=parts, lse=sums, lse_strides=(0, 0, 0, 0))
     last = fold.launch(
         queries, cache, options, plan, parts=parts, part_lse=sums, out=out, lse=lse, lse_strides=lse_strides

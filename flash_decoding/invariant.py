@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 SPLIT_TOKENS = 1024
-"""Keys per split: one number for every call, so that no neighbour can change it. A sequence that had more
-than MOST_SPLITS of them has larger ones; how large, only its own length says."""
+"""Keys of a split at most, unless MOST_SPLITS of them are not enough."""
+
+MANY_HEADS, SPLIT_TOKENS_OF_MANY_HEADS = 8, 2048
+"""Key/value heads from which splits are larger, and how large: then they need not make work for all of a GPU,
+and what each costs at its end weighs less."""
 
 MOST_SPLITS = 128
 """Splits of a sequence at most: what is added up in the end stays little."""
@@ -12,9 +15,14 @@ MOST_SPLITS = 128
 LEAF_TOKENS = 256
 """Keys of a leaf. Leaves are merged into a split one after the other; in short calls each has a program."""
 
-SHORT_LEAVES = 4
-"""How many times smaller the leaves of a sequence of one split are."""
+SHORT_LEAF_TOKENS, FEW_LEAVES = 64, 16
+"""Keys of a leaf of a sequence of one split, twice as many where it had more than so many leaves."""
 
 LEAFY_SPLITS = 8
 """Splits of a sequence up to which they are made of several leaves. With more of them each is one leaf: there
 are programs enough, and merging leaves takes time."""
+
+
+def split_tokens(heads_kv: int) -> int:
+    """Keys of a split at most."""
+    return SPLIT_TOKENS if heads_kv < MANY_HEADS else SPLIT_TOKENS_OF_MANY_HEADS

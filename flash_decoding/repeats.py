@@ -198,7 +198,7 @@ def attention_sources(kind: Kind, combined: bool) -> tuple[tuple[int, ...], tupl
     q, k, v, seqlens, table, batch_idx, leftpad, mask, cu_q, alibi, sinks = places_of(kind, 11)
     written = (PARTS, PART_LSE) if combined else (OUT, LSE)
     return (
-        (q, k, v, *written, seqlens, leftpad, mask, batch_idx, table, cu_q, alibi, sinks),
+        (q, k, v, *written, seqlens, leftpad, mask, batch_idx, table, cu_q, alibi, sinks, OUT, LSE),
         (PARTS, PART_LSE, OUT, LSE, seqlens, leftpad, cu_q),
     )
 

@@ -282,7 +282,7 @@ class Plan:
     tile: Tile
     num_splits: int
     split_tokens: int
-    """Keys per split, at least, when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
+    """Keys per split, at most, when fixed (batch-invariant mode); 0 where live keys are shared evenly."""
     reasons: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # why, one decision a line
     overlap: bool = False
     """Kernels start while the one before them ends (programmatic dependent launch)."""

@@ -24,7 +24,7 @@ from flash_decoding.plan import Hardware
 from flash_decoding.spec import KVCache, NewTokens, Options, Queries, Rotary
 from tests.offline_compile import CASES, TARGETS, Case, OfflineDriver, plan_of, tensors
 
-FRESH = ("out_ptr", "lse_ptr", "parts_ptr", "part_lse_ptr")
+FRESH = ("out_ptr", "lse_ptr", "parts_ptr", "part_lse_ptr", "final_ptr", "final_lse_ptr")
 """Arguments that every call allocates anew."""
 
 HOOKS = ("metadata", "enter", "exit", "direct")
@@ -121,8 +121,15 @@ def attention_twice(case: Case, hardware: Hardware) -> None:
     last = LAUNCHES[-1][1]
     if (last["out_ptr"], last["lse_ptr"]) != (out.data_ptr(), lse.data_ptr()):
         raise AssertionError(f"{case.name}: the results are not what the last kernel writes")
-    if len(LAUNCHES) > half + 1 and LAUNCHES[half][1]["out_ptr"] != last["parts_ptr"]:
-        raise AssertionError(f"{case.name}: the combine does not read what attention wrote")
+    if len(LAUNCHES) > half + 1:
+        attending = LAUNCHES[half][1]
+        if attending["out_ptr"] != last["parts_ptr"]:
+            raise AssertionError(f"{case.name}: the combine does not read what attention wrote")
+        if (attending.get("final_ptr"), attending.get("final_lse_ptr")) not in {
+            (None, None),
+            (out.data_ptr(), lse.data_ptr()),
+        }:
+            raise AssertionError(f"{case.name}: whole sequences are not written to the results")
 
 
 def append_twice(case: Case, hardware: Hardware) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +14,7 @@ pytest.importorskip("triton", reason="kernels need Triton; the CPU path does wit
 import triton
 import triton.language as tl
 
-from flash_decoding.invariant import LEAFY_SPLITS, MOST_SPLITS, SHORT_LEAVES
+from flash_decoding.invariant import FEW_LEAVES, LEAFY_SPLITS, MOST_SPLITS
 from flash_decoding.kernels import keys
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,22 +24,23 @@ BLOCK_N = 16
 MAX_PARTS = 1024
 
 
-@triton.jit(do_not_specialize=["lo", "hi", "num_parts", "split_tiles", "leaf_tiles", "by_leaf"])  # type: ignore[untyped-decorator]  # triton.jit
+@triton.jit(do_not_specialize=["lo", "hi", "num_parts"])  # type: ignore[untyped-decorator]  # triton.jit
 def share_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     out_ptr: tl.tensor,
     lo: tl.tensor,
     hi: tl.tensor,
     num_parts: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
-    BLOCK: tl.constexpr,  # noqa: N803 - a compile-time constant
+    SPLIT_TILES: tl.constexpr,  # noqa: N803 - a compile-time constant
+    LEAF_TILES: tl.constexpr,  # noqa: N803 - likewise
+    SHORT_TILES: tl.constexpr,  # noqa: N803 - likewise
+    BY_LEAF: tl.constexpr,  # noqa: N803 - likewise
+    BLOCK: tl.constexpr,  # noqa: N803 - likewise
     PARTS: tl.constexpr,  # noqa: N803 - likewise
     PAGED: tl.constexpr,  # noqa: N803 - likewise
 ) -> None:
     parts = tl.arange(0, PARTS)
     first, step, count, leaf, live = keys.part_of(
-        parts, lo, hi, num_parts, split_tiles, leaf_tiles, by_leaf, BLOCK, PAGED
+        parts, lo, hi, num_parts, BLOCK, PAGED, True, (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
     )
     tl.store(out_ptr, live)
     tl.store(out_ptr + 1, leaf)
@@ -47,8 +50,12 @@ def share_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     tl.store(hands + 2, count)
 
 
+Fixed = tuple[int, int, int, bool]
+"""Tiles of a split (0: shared evenly), of a leaf and of a small one, and whether leaves are parts."""
+
+
 def share(
-    lo: int, hi: int, num_parts: int, fixed: tuple[int | None, int | None, int | None], *, paged: bool = False
+    lo: int, hi: int, num_parts: int, fixed: Fixed = (0, 1, 1, False), *, paged: bool = False
 ) -> tuple[int, list[list[int]]]:
     """Tiles of a leaf, and the tiles of each live part."""
     out = torch.zeros(2 + 3 * MAX_PARTS, dtype=torch.int32, device=DEVICE)
@@ -58,6 +65,14 @@ def share(
     return leaf, [[first + i * step for i in range(count)] for first, step, count in hands]
 
 
+def splits_of(tiles: int, split_tiles: int) -> int:
+    """One, doubled until they are small enough or there are as many as may be."""
+    splits = 1
+    while tiles > splits * split_tiles and splits < MOST_SPLITS:
+        splits *= 2
+    return splits
+
+
 def tiles_seen(lo: int, hi: int) -> range:
     return range(lo // BLOCK_N, -(-hi // BLOCK_N)) if hi > lo else range(0)
 
@@ -65,7 +80,7 @@ def tiles_seen(lo: int, hi: int) -> range:
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 9000), st.integers(0, 9000), st.integers(1, 300), st.booleans())
 def test_splits_cover_every_tile_once(lo: int, hi: int, num_splits: int, paged: bool) -> None:
-    _, splits = share(lo, hi, num_splits, (None, None, None), paged=paged)
+    _, splits = share(lo, hi, num_splits, paged=paged)
     assert sorted(tile for split in splits for tile in split) == list(tiles_seen(lo, hi))
     assert len(splits) <= num_splits
     assert len(splits) == 1 or all(splits), "a live split has tiles"
@@ -78,23 +93,30 @@ def test_splits_cover_every_tile_once(lo: int, hi: int, num_splits: int, paged: 
     st.integers(0, 9000),
     st.integers(0, 9000),
     st.integers(1, 600),
-    st.integers(1, 9),
-    st.integers(1, 9),
+    st.sampled_from([(1, 1, 1), (2, 1, 1), (4, 2, 1), (5, 3, 2), (32, 4, 1), (8, 1, 1)]),
+    st.booleans(),
     st.booleans(),
 )
-def test_parts_of_a_fixed_size_lie_in_a_row(  # noqa: PLR0917 - drawn one by one
-    lo: int, hi: int, num_parts: int, split_tiles: int, leaf_tiles: int, by_leaf: bool
+def test_fixed_splits_and_leaves_follow_from_the_sequence_alone(  # noqa: PLR0917 - drawn one by one
+    lo: int, hi: int, num_parts: int, sizes: tuple[int, int, int], by_leaf: bool, paged: bool
 ) -> None:
-    """As many tiles as the sequence's own say; never more parts than scratch has room for."""
+    """As many splits as the sequence's own tiles say, evenly; no more parts than there is room for."""
+    split_tiles, leaf_tiles, short = sizes
     tiles = tiles_seen(lo, hi)
-    leaf, parts = share(lo, hi, num_parts, (split_tiles, leaf_tiles, int(by_leaf)))
-    split = max(split_tiles, -(-len(tiles) // MOST_SPLITS))
-    if len(tiles) > LEAFY_SPLITS * split_tiles:
-        assert leaf == split, "many splits have one leaf each"
+    leaf, parts = share(lo, hi, num_parts, (*sizes, by_leaf), paged=paged)
+    count = splits_of(len(tiles), split_tiles)
+    least, larger = divmod(len(tiles), count)
+    largest = least + (larger > 0)
+    if count == 1:
+        assert leaf == (2 * short if len(tiles) > FEW_LEAVES * short else short)
     else:
-        assert leaf == (max(leaf_tiles // SHORT_LEAVES, 1) if len(tiles) <= split_tiles else leaf_tiles)
-    size = leaf if by_leaf else -(-split // leaf) * leaf
-    if not by_leaf:
-        assert len(parts) <= MOST_SPLITS
-    want = [list(tiles[first : first + size]) for first in range(0, len(tiles), size)] or [[]]
-    assert parts == want[:num_parts]
+        assert leaf == (leaf_tiles if count <= LEAFY_SPLITS else largest), "many splits have one leaf each"
+    if paged:
+        borders = [split * least + min(split, larger) for split in range(count + 1)]
+        splits = [list(tiles[start:stop]) for start, stop in itertools.pairwise(borders)]
+    else:
+        splits = [list(tiles[split::count]) for split in range(count)]
+    if by_leaf:
+        starts = range(0, max(largest, 1), leaf)
+        splits = [split[first : first + leaf] for split in splits for first in starts]
+    assert parts == splits[:num_parts]

@@ -32,7 +32,7 @@ def test_every_way_has_the_same_bits(index: int, device: torch.device) -> None:
     assert_ways_agree(FEATURES[index], device, *SIZES[index % len(SIZES)])
 
 
-@pytest.mark.parametrize("seed", range(200 if torch.cuda.is_available() else 4))
+@pytest.mark.parametrize("seed", range(80 if torch.cuda.is_available() else 4))
 def test_random_sweep(seed: int, device: torch.device) -> None:
     case = random_case(3000 + seed, longest=300, head_dims=(16, 40, 64))
     assert_ways_agree(case, device, *SIZES[seed % 4])

@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="kernels need Triton; the CPU path does wit
 import triton
 import triton.language as tl
 
-from flash_decoding.invariant import MOST_SPLITS
 from flash_decoding.kernels import runs, whole
+from tests.test_kernels_keys import splits_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_N = 16
@@ -24,7 +24,7 @@ Split = tuple[int, int]
 """Its sequence, and its number there."""
 
 
-@triton.jit(do_not_specialize=["num_runs", "batch", "capacity", "splits", "split_tiles"])  # type: ignore[untyped-decorator]  # triton.jit
+@triton.jit(do_not_specialize=["num_runs", "batch", "capacity", "splits"])  # type: ignore[untyped-decorator]  # triton.jit
 def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     found_ptr: tl.tensor,
     seqlens_ptr: tl.tensor,
@@ -32,8 +32,8 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     batch: tl.tensor,
     capacity: tl.tensor,
     splits: tl.tensor,
-    split_tiles: tl.tensor,
-    BLOCK: tl.constexpr,  # noqa: N803 - a compile-time constant
+    SPLIT_TILES: tl.constexpr,  # noqa: N803 - a compile-time constant
+    BLOCK: tl.constexpr,  # noqa: N803 - likewise
 ) -> None:
     run = tl.program_id(0)
     b, split, left = whole.find(
@@ -50,15 +50,13 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
         -1,
         -1,
         splits,
-        split_tiles,
-        1,
-        0,
         tl.arange(0, 128),
         1,
         16,
         BLOCK,
         False,
         False,
+        (SPLIT_TILES, 1, 1, False),
     )
     tl.store(found_ptr + run * 3, b)
     tl.store(found_ptr + run * 3 + 1, split)
@@ -68,8 +66,8 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
 def tiles_of_splits(length: int, split_tiles: int) -> list[int]:
     """Tiles of each split of a sequence; one without keys has a split without tiles."""
     tiles = -(-length // BLOCK_N)
-    size = max(split_tiles, -(-tiles // MOST_SPLITS))
-    return [min(size, tiles - first) for first in range(0, tiles, size)] or [0]
+    splits = splits_of(tiles, split_tiles)
+    return [-(-(tiles - split) // splits) for split in range(splits)]
 
 
 def walk(lengths: list[int], num_runs: int, split_tiles: int) -> list[list[Split]]:
@@ -95,7 +93,7 @@ def check(lengths: list[int], num_runs: int, split_tiles: int) -> None:
     tiles = [tiles_of_splits(length, split_tiles) for length in lengths]
     dealt = [split for run in by_run for split in run]
     assert dealt == [(b, split) for b, of_b in enumerate(tiles) for split in range(len(of_b))], "each once"
-    share = sum(count + CHANGEOVER for of_b in tiles for count in of_b) / num_runs
+    share = sum(len(of_b) * (of_b[0] + CHANGEOVER) for of_b in tiles) / num_runs
     longest = max(count for of_b in tiles for count in of_b) + CHANGEOVER
     for run in by_run:
         counted = sum(tiles[b][split] + CHANGEOVER for b, split in run)
@@ -110,15 +108,19 @@ def test_every_split_is_in_one_run_and_runs_are_equal(
     check(lengths, num_runs, split_tiles)
 
 
-@pytest.mark.parametrize(("full", "num_runs"), [(33, 33), (66, 33), (64, 33), (40, 33)])
+@pytest.mark.parametrize(("full", "num_runs"), [(32, 32), (64, 32), (64, 33), (16, 33)])
 def test_full_splits_are_dealt_as_evenly_as_can_be(full: int, num_runs: int) -> None:
     by_run = walk([full * 64 * BLOCK_N], num_runs, 64)
     assert max(map(len, by_run)) == -(-full // num_runs)
 
 
 def test_a_short_split_more_than_runs_gives_no_run_two_full_ones() -> None:
-    by_run = walk([33 * 64 * BLOCK_N, 100], 33, 64)
-    assert [len(run) for run in by_run] == [1] * 32 + [2]
+    by_run = walk([32 * 64 * BLOCK_N, 100], 32, 64)
+    assert [len(run) for run in by_run] == [1] * 31 + [2]
+
+
+def test_a_sequence_of_little_more_than_full_splits_has_equal_ones() -> None:
+    assert tiles_of_splits(32 * 64 * BLOCK_N + 1, 64) == [33] + [32] * 63
 
 
 @pytest.mark.parametrize("lengths", [[300] * 140, [7 * i % 500 for i in range(300)]], ids=["alike", "ragged"])
@@ -133,5 +135,5 @@ def test_a_long_one_among_many_short_ones() -> None:
 
 
 def test_splits_of_very_different_sizes() -> None:
-    """One sequence has splits of 8 tiles and ends with a short one, between others with splits of 2."""
+    """One sequence has splits of 8 tiles, between others with splits of 2."""
     check([90, 500, 0, 15_000, 64, 64, 64, 64, 1, 3000], 7, 2)

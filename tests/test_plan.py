@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_decoding.errors import InvalidInput, Unsupported
-from flash_decoding.invariant import MOST_SPLITS, SPLIT_TOKENS
+from flash_decoding.invariant import MOST_SPLITS, split_tokens
 from flash_decoding.plan import Hardware, explain, invariant_tiles, make_plan
 from flash_decoding.plan.hardware import CPU, PRESETS
 from flash_decoding.plan.planner import visible_tiles
@@ -112,7 +112,7 @@ def test_batch_invariant_plans_split_alike_for_every_batch(
     plan = make_plan(problem, hardware, batch_invariant=True)
     assert essence(plan) == essence(make_plan(other, hardware, batch_invariant=True))
     assert plan.split_tokens * plan.num_splits >= min(problem.visible_len, plan.split_tokens)
-    assert plan.split_tokens == max(SPLIT_TOKENS, plan.tile.block_n)
+    assert plan.split_tokens == max(split_tokens(problem.heads_kv), plan.tile.block_n)
     assert plan.by_leaf or plan.num_splits <= MOST_SPLITS
 
 
@@ -148,8 +148,19 @@ def test_tiles_of_batch_invariant_calls_differ_in_stages_alone(problem: Problem,
 def test_packed_keys_may_begin_inside_a_tile() -> None:
     """As many as a split has reach into a second one then, and nothing of them may be lost."""
     plan = make_plan(Problem(2, 1, 8, 2, 64, 64, 1024, 2, ragged=True), H200, batch_invariant=True)
-    assert plan.split_tokens == SPLIT_TOKENS
+    assert plan.split_tokens == 1024
     assert plan.num_splits == 2
+
+
+@pytest.mark.parametrize(
+    ("heads_kv", "kv_len", "splits"),
+    [(2, 1024, 1), (2, 20000, 32), (8, 2048, 1), (8, 20000, 16), (8, 2**20, 128)],
+)
+def test_batch_invariant_splits_are_a_power_of_two(heads_kv: int, kv_len: int, splits: int) -> None:
+    """Of 1024 keys at most, of 2048 where there are many heads, and never more than 128."""
+    plan = make_plan(Problem(64, 1, 32, heads_kv, 128, 128, kv_len, 2), H200, batch_invariant=True)
+    assert plan.num_splits == splits
+    assert not plan.by_leaf
 
 
 ANNOUNCEMENT = [(256 >> i, 256 << i) for i in range(9)] + [(1, 131072)]
@@ -215,7 +226,7 @@ def test_explain_in_words() -> None:
     sizes: dict[str, Any] = {"batch": 64, "heads_q": 32, "heads_kv": 8, "head_dim": 128, "kv_len": 131072}
     invariant = str(explain(**sizes, batch_invariant=True, gpu="H200"))
     for part in (
-        "128 (1024 keys each, or more), 128 programs",
+        "64 (up to 2048 keys each, more of long sequences), 128 programs",
         "16 programs for each key/value head share all splits",
     ):
         assert part in invariant
@@ -247,16 +258,16 @@ def test_leaves_have_programs_where_splits_are_too_few(batch: int, kv_len: int, 
 
 
 @pytest.mark.parametrize(
-    ("batch", "kv_len", "runs"), [(1, 256, 4), (1, 4096, 16), (64, 131072, 16), (512, 1024, 0)]
+    ("batch", "kv_len", "runs"), [(1, 256, 0), (1, 4096, 0), (2, 4096, 16), (64, 131072, 16), (512, 1024, 0)]
 )
-def test_warps_with_roles_share_parts_of_fixed_sizes_wherever_there_are_several(
+def test_warps_with_roles_share_parts_of_fixed_sizes_where_there_are_more_than_programs(
     batch: int, kv_len: int, runs: int
 ) -> None:
     plan = make_plan(Problem(batch, 1, 32, 8, 128, 128, kv_len, 2), H200, batch_invariant=True)
     assert plan.roles
     assert plan.runs == runs
     assert plan.runs <= batch * plan.num_splits
-    assert (plan.programs == 132) == (runs == 0)
+    assert (plan.programs == 132) == (runs == 0 and 8 * batch * plan.num_splits > 132)
 
 
 @pytest.mark.parametrize("heads_kv", [1, 2])

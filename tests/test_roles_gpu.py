@@ -50,10 +50,20 @@ def plan_of(case: Case, **changes: int | bool) -> Plan:
         {"num_splits": 3, "programs": 2},
         {"num_splits": 5, "balanced": True},
         {"num_splits": 1, "split_tokens": 1024, "leaf_tokens": 64},
+        {"num_splits": 9, "split_tokens": 128, "leaf_tokens": 64},
         {"num_splits": 9, "split_tokens": 128, "leaf_tokens": 64, "runs": 3},
         {"num_splits": 9, "split_tokens": 128, "leaf_tokens": 64, "runs": 2, "by_leaf": True},
     ],
-    ids=["whole", "splits", "one after another", "runs", "leaves", "fixed sizes", "fixed sizes by leaf"],
+    ids=[
+        "whole",
+        "splits",
+        "one after another",
+        "runs",
+        "leaves",
+        "fixed sizes",
+        "runs of fixed sizes",
+        "by leaf",
+    ],
 )
 def test_edges(case: Case, changes: dict[str, int | bool]) -> None:
     if not Hardware.of(DEVICE).gives_warps_roles:
@@ -76,7 +86,7 @@ def test_parts_of_fixed_sizes_have_the_same_bits_whoever_computes_them(lengths: 
     out, lse = execute.run_kernels(*inputs, fixed)
     assert_close_to_reference(out, lse, *inputs)
     by_leaf = dataclasses.replace(fixed, num_splits=16, by_leaf=True)
-    others = [dataclasses.replace(plan, runs=runs) for plan in (fixed, by_leaf) for runs in (2, 3, 7, 16)]
+    others = [dataclasses.replace(plan, runs=runs) for plan in (fixed, by_leaf) for runs in (0, 2, 3, 7, 16)]
     for plan in others:
         out_other, lse_other = execute.run_kernels(*inputs, plan)
         assert torch.equal(out, out_other), plan

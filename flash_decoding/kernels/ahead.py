@@ -23,8 +23,9 @@ FEW_TILES = tl.constexpr(4)
 """Splits of so many tiles of pages ask for a first tile, longer ones for its first key: there are two
 programs on a multiprocessor."""
 
-SLOTS_OF_A_RUN = tl.constexpr(64)
-"""Slots that a run asks for: looking for where it begins takes time, in which the memory would do nothing."""
+SLOTS_OF_A_RUN, SLOTS_OF_A_PAGE = tl.constexpr(64), tl.constexpr(16)
+"""Slots that a run asks for, and those of a page: looking for where it begins takes time, in which the memory
+would do nothing."""
 
 
 @triton.jit
@@ -92,9 +93,6 @@ def ask(
     cache_rows: tl.tensor,
     table_stride: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
     b: tl.tensor,
     row: tl.tensor,
     head_kv: tl.tensor,
@@ -110,6 +108,7 @@ def ask(
     PAGE_SIZE: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
+    FIXED: tl.constexpr,
 ) -> None:
     """Ask for what a split of sequence b reads first, as far as can be told."""
     _, lo, hi = keys.seen_by(
@@ -117,7 +116,7 @@ def ask(
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
     )  # fmt: skip
     first_tile, _, count, _, live_splits = keys.part_of(
-        split, lo, hi, num_splits, split_tiles, leaf_tiles, by_leaf, BLOCK_N, PAGE_SIZE > 0
+        split, lo, hi, num_splits, BLOCK_N, PAGE_SIZE > 0, True, FIXED
     )
     if (split < live_splits) & (count > 0):
         if PAGE_SIZE > 0:
@@ -143,18 +142,21 @@ def find_run(
     cache_leftpad_ptr: tl.tensor,
     cu_seqlens_q_ptr: tl.tensor,
     cache_batch_idx_ptr: tl.tensor,
+    block_table_ptr: tl.tensor,
     window_left: tl.tensor,
     window_right: tl.tensor,
     q_len: tl.tensor,
     new_tokens: tl.tensor,
     capacity: tl.tensor,
+    pool_pages: tl.tensor,
     cache_rows: tl.tensor,
+    table_stride: tl.tensor,
     batch: tl.tensor,
     run: tl.tensor,
     num_runs: tl.tensor,
     head_kv: tl.tensor,
     lanes: tl.tensor,  # 0 to runs.BATCH
-    asked: tl.tensor,  # 0 to SLOTS_OF_A_RUN
+    asked: tl.tensor,  # 0 to the slots that are asked for
     k_lines: tl.tensor,
     v_lines: tl.tensor,
     GROUP: tl.constexpr,
@@ -174,17 +176,26 @@ def find_run(
         lanes, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
         window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
     )  # fmt: skip
-    b, before, size, all_tiles, extra = runs.find_among_few(run, num_runs, batch, lanes, tiles, BLOCK_N)
-    if PAGE_SIZE == 0:
+    b, before, size, all_tiles, extra = runs.find_early(
+        run, num_runs, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens,
+        capacity, window_left, window_right, lanes, tiles, tl.arange(0, runs.FEW), GROUP, BLOCK_N, BOUND_LEFT,
+        BOUND_RIGHT, VIA_L2,
+    )  # fmt: skip
+    if PAGE_SIZE % SLOTS_OF_A_PAGE == 0:
         origin, own = tl.sum(tl.where(lanes == b, origins, 0), 0), tl.sum(tl.where(lanes == b, tiles, 0), 0)
         behind = before + own + extra
         until = tl.minimum((run + 1) * size, behind)
         first, _, _ = run_parts.hand_of(
-            run * size, until, before, behind, size, extra, origin, origin, origin + own, False
+            run * size, until, before, behind, size, extra, origin, origin, origin + own, PAGE_SIZE > 0
         )
-        slots = tl.minimum(first * BLOCK_N + asked, capacity - 1).to(tl.int64)
+        start = tl.minimum(first * BLOCK_N, capacity - 1)
+        lanes = tl.minimum(start + asked, capacity - 1) - start
         row = load.cache_row(tl.minimum(b, batch - 1), cache_batch_idx_ptr, cache_rows, VIA_L2)
+        page, slots = load.place(
+            row, start, lanes, capacity, block_table_ptr, table_stride, pool_pages, PAGE_SIZE,
+            asked.shape[0], VIA_L2,
+        )  # fmt: skip
         ask_for(
-            k_ptr, v_ptr, k_strides, v_strides, row, slots, head_kv, k_lines, v_lines, HEAD_DIM, HEAD_DIM_V
+            k_ptr, v_ptr, k_strides, v_strides, page, slots, head_kv, k_lines, v_lines, HEAD_DIM, HEAD_DIM_V
         )
     return b, before, size, all_tiles, extra, tiles

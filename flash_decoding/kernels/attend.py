@@ -14,15 +14,14 @@ programs read follows the lengths. A split without keys writes nothing, and the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, fixed_sizes, keys, load, overlap, repeat, score
+from flash_decoding.kernels import ahead, arguments, keys, load, overlap, repeat
 from flash_decoding.kernels.part import read_part
 from flash_decoding.kernels.rows import store_split, store_state
-from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = [
     *("max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "num_splits"),
-    *("split_tiles", "leaf_tiles", "by_leaf"),
 ]
 STRIDES = [
     "key_mask_stride",
@@ -53,6 +51,18 @@ TABLES = [
     "cache_batch_idx_ptr",
     "block_table_ptr",
 ]
+
+
+@triton.jit
+def split_and_sequence(place: tl.tensor, num_splits: tl.tensor, IS_SPLIT: tl.constexpr) -> tl.tuple:
+    """Of a place among all splits of all sequences."""
+    if IS_SPLIT:
+        b = place // num_splits
+        split = place - b * num_splits
+    else:
+        b = place
+        split = place * 0
+    return split, b
 
 
 @triton.jit(do_not_specialize=[*SIZES, *STRIDES, *TABLES])
@@ -91,9 +101,6 @@ def attend_kernel(
     lse_token: tl.tensor,
     lse_split: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,  # None, as the next two, where live keys are shared evenly
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
     HEADS_KV: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -107,15 +114,20 @@ def attend_kernel(
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    SPLIT_TILES: tl.constexpr,  # 0 where live keys are shared evenly
+    LEAF_TILES: tl.constexpr,
+    SHORT_TILES: tl.constexpr,
+    BY_LEAF: tl.constexpr,
     STATES: tl.constexpr,
     LEAVES: tl.constexpr,
 ) -> None:
+    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
     row = pid % row_tiles * BLOCK_M
     head_kv = pid // row_tiles % HEADS_KV
-    split = pid // (row_tiles * HEADS_KV) % num_splits
-    b = pid // (row_tiles * HEADS_KV * num_splits)
+    split, b = split_and_sequence(pid // (row_tiles * HEADS_KV), num_splits, IS_SPLIT)
     if OVERLAP:
         if cu_seqlens_q_ptr is None:
             ahead.ask_for_queries(
@@ -125,17 +137,17 @@ def attend_kernel(
         # Without a combine before them programs come too late to ask for anything; a tile of small pages has
         # an address for each key, and no registers left.
         if PAGE_SIZE % BLOCK_N == 0:
-            if num_splits > 1:
+            if IS_SPLIT:
                 ahead.ask(
                     k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
                     cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
-                    capacity, pool_pages, cache_rows, table_stride, num_splits, split_tiles, leaf_tiles,
-                    by_leaf, b, row, head_kv, split, tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D),
-                    load.lines_of(v_ptr, BLOCK_DV), GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M,
-                    BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
+                    capacity, pool_pages, cache_rows, table_stride, num_splits, b, row, head_kv, split,
+                    tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV),
+                    GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
+                    FIXED,
                 )  # fmt: skip
         overlap.wait_knowing(row, head_kv, split, b)
-        if num_splits > 1:  # the combine is small and can be in place early; another call had better not be
+        if IS_SPLIT:  # the combine is small and can be in place early; another call had better not be
             overlap.let_the_next_kernel_start()
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     end, lo, hi = keys.seen_by(
@@ -145,7 +157,7 @@ def attend_kernel(
     if row >= q_len * GROUP:
         return
     first_tile, step, count, leaf, live_splits = keys.part_of(
-        split, lo, hi, num_splits, split_tiles, leaf_tiles, by_leaf, BLOCK_N, PAGE_SIZE > 0
+        split, lo, hi, num_splits, BLOCK_N, PAGE_SIZE > 0, IS_SPLIT, FIXED
     )
     if split >= live_splits:
         return
@@ -196,10 +208,8 @@ def launch(
     programs, args = grid_and_arguments(
         queries, cache, options, plan, out=out, lse=lse, lse_strides=lse_strides
     )
-    args = (*args, *fixed_sizes.arguments(plan))
-    states = plan.split_tokens > 0 and plan.num_splits > 1
-    kinds = {"STATES": states, "LEAVES": plan.leaf_tokens > 0}
-    return repeat.launch(attend_kernel, programs, args, constants(queries, cache, options, plan) | kinds)
+    compiled_for = arguments.constants(queries, cache, options, plan) | arguments.of_parts(plan)
+    return repeat.launch(attend_kernel, programs, args, compiled_for)
 
 
 def grid_and_arguments(
@@ -215,82 +225,5 @@ def grid_and_arguments(
     """Programs of a kernel of even splits, and what it takes but for constants; as :func:`launch` has it."""
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits * queries.batch
-    first = inputs(queries, cache, options, out, lse)
+    first = arguments.inputs(queries, cache, options, out, lse)
     return programs, (*first, *lse_strides, plan.num_splits)
-
-
-def inputs(
-    queries: Queries, cache: KVCache, options: Options, out: Tensor, lse: Tensor | None
-) -> tuple[object, ...]:
-    """What every attention kernel takes first, in its order."""
-    q, table, alibi, mask = queries.q, cache.block_table, options.alibi_slopes, cache.key_mask
-    return (
-        q,
-        cache.k,
-        cache.v,
-        out,
-        lse,
-        (0, *q.stride()[:2]) if queries.is_ragged else q.stride()[:3],
-        cache.k.stride()[:3],
-        cache.v.stride()[:3],
-        cache.cache_seqlens,
-        cache.cache_leftpad,
-        mask,
-        None if mask is None else mask.stride(0),
-        None if mask is None else mask.shape[1],
-        cache.cache_batch_idx,
-        table,
-        queries.cu_seqlens_q,
-        alibi,
-        score.alibi_strides(alibi),
-        options.sinks,
-        options.softmax_scale,
-        options.softcap,
-        options.window_left,
-        options.window_right,
-        queries.q_len,
-        cache.new_tokens,
-        cache.capacity,
-        cache.k.shape[0],
-        cache.k.shape[0] if table is None else table.shape[0],
-        0 if table is None else table.stride(0),
-    )
-
-
-def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, Any]:
-    """What a compiled attention kernel is made for (contract C6), and how it is built."""
-    head_dim, head_dim_v = queries.q.shape[-1], cache.v.shape[-1]
-    return {
-        "HEADS_KV": cache.heads,
-        "GROUP": queries.heads // cache.heads,
-        "HEAD_DIM": head_dim,
-        "HEAD_DIM_V": head_dim_v,
-        "BLOCK_D": padded(head_dim),
-        "BLOCK_DV": padded(head_dim_v),
-        "BLOCK_M": plan.tile.block_m,
-        "BLOCK_N": plan.tile.block_n,
-        "PAGE_SIZE": cache.page_size,
-        "SOFTCAP": options.softcap > 0,
-        "OVERLAP": plan.overlap,
-        "num_warps": plan.tile.num_warps,
-        "num_stages": pipeline_stages(plan, cache),
-        **keys.bounds(options, queries.q_len),
-        **overlap.launch_options(plan.overlap),
-    }
-
-
-STAGES_SCALAR_LOADS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)
-"""Whether Triton gives stages to loads of single table entries, as it does to loads of several."""
-
-
-def pipeline_stages(plan: Plan, cache: KVCache) -> int:
-    """Stages to ask Triton for, so that keys and values are ``tile.num_stages`` deep.
-
-    A paged load waits for its table entry, which is a pipeline before the pipeline: Triton shares the stages
-    between the two.
-    """
-    stages, page_size = plan.tile.num_stages, cache.page_size
-    is_scalar = page_size % plan.tile.block_n == 0
-    if page_size == 0 or (is_scalar and not STAGES_SCALAR_LOADS):
-        return stages
-    return 2 * stages - 1

@@ -1,7 +1,8 @@
 """Attention with the same work for every program, across sequences of any lengths.
 
 The parts are those of :mod:`~flash_decoding.kernels.part`, as in the kernel with even splits; who reads which
-is decided by :mod:`~flash_decoding.kernels.runs`. Every part goes to scratch, where the combine finds it.
+is decided by :mod:`~flash_decoding.kernels.runs`. Parts go to scratch, where the combine finds them; a part
+that is all of its sequence is the result, and the combine has nothing to do there.
 
 Grid (one dimension): row tiles, key/value heads, runs, fastest first.
 """
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, attend, load, overlap, repeat, run_parts, runs, softmax
-from flash_decoding.kernels.part import read_part
-from flash_decoding.kernels.rows import store_out
+from flash_decoding.kernels import ahead, arguments, attend, load, overlap, repeat, run_parts, runs, softmax
+from flash_decoding.kernels.part import are_finished, read_part
+from flash_decoding.kernels.rows import store_final, store_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 UNSPECIALISED = [
     *("max_q_len", "new_tokens", "capacity", "pool_pages", "cache_rows", "batch", "num_runs"),
     *("key_mask_stride", "key_mask_columns", "window_left", "window_right", "table_stride"),
+    *("lse_sequence", "lse_head", "lse_token"),
     *attend.TABLES,
 ]
 
@@ -63,6 +65,11 @@ def attend_balanced_kernel(
     table_stride: tl.tensor,
     batch: tl.tensor,
     num_runs: tl.tensor,
+    final_ptr: tl.tensor,  # the results of whole sequences, and their LSEs
+    final_lse_ptr: tl.tensor,
+    lse_sequence: tl.tensor,
+    lse_head: tl.tensor,
+    lse_token: tl.tensor,
     HEADS_KV: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -76,6 +83,7 @@ def attend_balanced_kernel(
     BOUND_RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     OVERLAP: tl.constexpr,
+    FINISHES: tl.constexpr,
 ) -> None:
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
@@ -86,10 +94,11 @@ def attend_balanced_kernel(
     run = pid // (row_tiles * HEADS_KV)
     lanes = tl.arange(0, runs.BATCH)
     if OVERLAP:
+        slots: tl.constexpr = ahead.SLOTS_OF_A_PAGE if PAGE_SIZE > 0 else ahead.SLOTS_OF_A_RUN
         b, before, size, all_tiles, extra, early = ahead.find_run(
             k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr,
-            cache_batch_idx_ptr, window_left, window_right, max_q_len, new_tokens, capacity, cache_rows,
-            batch, run, num_runs, head_kv, lanes, tl.arange(0, ahead.SLOTS_OF_A_RUN),
+            cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens, capacity,
+            pool_pages, cache_rows, table_stride, batch, run, num_runs, head_kv, lanes, tl.arange(0, slots),
             load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV), GROUP, HEAD_DIM, HEAD_DIM_V,
             BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
         )  # fmt: skip
@@ -126,23 +135,32 @@ def attend_balanced_kernel(
             count, at == before, 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
             BOUND_LEFT, BOUND_RIGHT, SOFTCAP, False,
         )  # fmt: skip
-        part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
-        store_out(
-            out_ptr,
-            acc / softmax.denominator(total)[:, None],
-            part_row,
-            in_q,
-            tl.arange(0, BLOCK_DV),
-            HEAD_DIM_V,
-        )
-        tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
+        cols = tl.arange(0, BLOCK_DV)
+        if (at == before) & (until == behind) & FINISHES:
+            store_final(
+                final_ptr, final_lse_ptr, (lse_sequence, lse_head, lse_token), peak, total, acc, b, q_start,
+                token, head, in_q, cols, cu_seqlens_q_ptr, HEADS_KV * GROUP, HEAD_DIM_V,
+            )  # fmt: skip
+        else:
+            part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
+            store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
+            tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
         at = until
         before = behind
         b += 1
 
 
 def launch(
-    queries: Queries, cache: KVCache, options: Options, plan: Plan, *, parts: Tensor, part_lse: Tensor
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    parts: Tensor,
+    part_lse: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    lse_strides: tuple[int, int, int],
 ) -> repeat.Repeat | None:
     """Launch on the device of the tensors; what comes back repeats it.
 
@@ -153,9 +171,13 @@ def launch(
         plan: tile, and ``num_splits`` runs.
         parts: contiguous (num_splits + batch - 1, q_len, heads_q, head_dim_v) fp32.
         part_lse: contiguous (num_splits + batch - 1, q_len, heads_q) fp32.
+        out: contiguous (tokens, heads_q, head_dim_v), for sequences that a run has all of.
+        lse: where the log-sum-exps of such go, or None.
+        lse_strides: of lse, for (sequence, head, token).
     """
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     programs = row_tiles * cache.heads * plan.num_splits
-    args = (*attend.inputs(queries, cache, options, parts, part_lse), queries.batch, plan.num_splits)
-    constants = attend.constants(queries, cache, options, plan)
+    first = arguments.inputs(queries, cache, options, parts, part_lse)
+    args = (*first, queries.batch, plan.num_splits, out, lse, *lse_strides)
+    constants = arguments.constants(queries, cache, options, plan) | {"FINISHES": are_finished(plan)}
     return repeat.launch(attend_balanced_kernel, programs, args, constants)

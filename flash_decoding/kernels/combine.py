@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys, overlap, repeat, run_parts, softmax
+from flash_decoding.kernels.part import are_finished
 from flash_decoding.kernels.rows import lse_offset
 from flash_decoding.spec import padded
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
-BLOCKS = ((8, 128), (16, 64), (32, 32), (64, 16))
+BLOCKS = ((4, 128), (8, 128), (16, 64), (32, 32), (64, 16))
 """Splits that a program merges at a time, and of how many columns: the first that are enough. All are of one
 size, small enough that programs find places beside those of the attention kernel, and the next call's need
-not wait for one. Of runs a sequence has few, seldom more than half."""
+not wait for one."""
 
 SPLITS_AHEAD = (2, *(block[0] + 1 for block in BLOCKS[:-1]))
 """Numbers of splits that are combined by kernels that differ."""
@@ -139,6 +140,7 @@ def combine_kernel(
     BOUND_RIGHT: tl.constexpr,
     ALL_LIVE: tl.constexpr,
     BALANCED: tl.constexpr,
+    FINISHED: tl.constexpr,  # by the attention kernel, where a row has one part
     OVERLAP: tl.constexpr,
 ) -> None:
     if OVERLAP:
@@ -152,6 +154,7 @@ def combine_kernel(
     b = pid // (blocks * heads * max_q_len)
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     if token >= q_len:
+        overlap.wait_in_first_program(OVERLAP)
         return
     first_part, live_splits = 0, num_splits
     if not ALL_LIVE:
@@ -160,6 +163,10 @@ def combine_kernel(
             new_tokens, capacity, window_left, window_right, num_splits, GROUP, BLOCK_M, BLOCK_N,
             BOUND_LEFT, BOUND_RIGHT, BALANCED,
         )  # fmt: skip
+        if FINISHED:
+            if live_splits == 1:
+                overlap.wait_in_first_program(OVERLAP)
+                return
 
     # Scalars go to the pointers first: folded into the block of offsets, Triton 3.5 and 3.6 have been seen to
     # miscompile a reduction of this shape.
@@ -231,7 +238,8 @@ def launch(
     """
     heads, num_splits = queries.heads, plan.num_splits
     tile = plan.tile
-    block = block_of(num_splits, parts.shape[-1], balanced=plan.balanced)
+    most = num_splits // queries.batch if plan.balanced else num_splits
+    block = block_of(most, parts.shape[-1])
     blocks = triton.cdiv(parts.shape[-1], block["BLOCK_COLS"])
     args = (
         parts,
@@ -261,6 +269,7 @@ def launch(
         **block,
         "ALL_LIVE": False,
         "BALANCED": plan.balanced,
+        "FINISHED": are_finished(plan),
         "OVERLAP": plan.overlap,
         "num_warps": NUM_WARPS,
         **overlap.launch_options(plan.overlap),
@@ -269,8 +278,7 @@ def launch(
     return repeat.launch(combine_kernel, blocks * queries.batch * queries.q_len * heads, args, constants)
 
 
-def block_of(num_splits: int, head_dim_v: int, *, balanced: bool = False) -> dict[str, int]:
-    """Splits merged at a time, and columns per program, as compile-time arguments."""
-    most = num_splits // 2 if balanced else num_splits
-    splits, columns = next((block for block in BLOCKS if most <= block[0]), BLOCKS[-1])
-    return {"BLOCK_S": splits, "BLOCK_COLS": min(columns, padded(head_dim_v))}
+def block_of(parts: int, head_dim_v: int) -> dict[str, int]:
+    """Parts merged at a time, for rows that have about so many, and columns per program; as constants."""
+    at_once, columns = next((block for block in BLOCKS if parts <= block[0]), BLOCKS[-1])
+    return {"BLOCK_S": at_once, "BLOCK_COLS": min(columns, padded(head_dim_v))}

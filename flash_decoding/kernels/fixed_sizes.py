@@ -1,15 +1,15 @@
 """Splits and leaves of a fixed size: how bits of batch-invariant calls come to depend on a sequence alone.
 
-    sequence | split 0              | split 1              | split 2       |
-             | leaf | leaf | leaf   | leaf | leaf | leaf   | leaf | leaf   |
-
-A leaf is an online softmax over a few tiles, started empty. A split is its leaves merged from left to right.
-How large they are follows from the tiles that a row tile sees of its sequence, and from nothing else: neither
-neighbours, capacity nor hardware.
+A sequence has as many splits as its own tiles say, which share them evenly. A leaf is an online softmax over
+a few tiles of a split, started empty; a split is its leaves merged from left to right. Neither neighbours,
+capacity nor hardware have a say.
 
 A part is what a program writes to scratch: a split, whose leaves it merges in registers, or a single leaf,
 where splits would be too few programs; the reduction (:mod:`~flash_decoding.kernels.fold`) then merges the
 leaves of a split as the program would have done. Both have the same bits, so the choice is free.
+
+What kernels are compiled for goes as ``FIXED``: tiles of a split at most (0 where splits are shared evenly),
+of a leaf, and of the small leaves of a sequence of one split; and whether leaves are parts.
 """
 
 from __future__ import annotations
@@ -25,53 +25,98 @@ if TYPE_CHECKING:
     from flash_decoding.spec import Plan
 
 MOST_SPLITS = tl.constexpr(invariant.MOST_SPLITS)
-SHORT_LEAVES = tl.constexpr(invariant.SHORT_LEAVES)
 LEAFY_SPLITS = tl.constexpr(invariant.LEAFY_SPLITS)
+FEW_LEAVES = tl.constexpr(invariant.FEW_LEAVES)
 
 
 @triton.jit
-def sizes(tiles: tl.tensor, split_tiles: tl.tensor, leaf_tiles: tl.tensor) -> tl.tuple:
-    """Tiles of a split and of a leaf of a sequence of which so many are seen; the first has whole leaves.
+def doublings(tiles: tl.tensor, SPLIT_TILES: tl.constexpr) -> tl.tensor:
+    """How often one split has to be doubled for so many tiles."""
+    count = (tiles > SPLIT_TILES).to(tl.int32)
+    for bit in tl.static_range(1, 31):
+        if 1 << bit < MOST_SPLITS:
+            count += (tiles > SPLIT_TILES << bit).to(tl.int32)
+    return count
 
-    A sequence of one split has small leaves; of one with many splits each is a single leaf. One that had more
-    than MOST_SPLITS has larger splits: what is added up in the end stays little.
+
+@triton.jit
+def sizes(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tuple:
+    """How many splits there are of so many tiles, how many tiles each has and how many splits have one more,
+    how many leaves there can be of a split, and tiles of a leaf.
+
+    Splits are a power of two, so that runs of sequences of one length have the same number of them, and no
+    division is needed. A sequence of one split has small leaves; of one with many splits each is a single
+    leaf. There are never more than MOST_SPLITS: what is added up in the end stays little.
     """
-    split = tl.maximum(split_tiles, tl.cdiv(tiles, MOST_SPLITS))
-    short = tl.maximum(leaf_tiles // SHORT_LEAVES, 1)
-    leaf = tl.where(
-        tiles <= split_tiles, short, tl.where(tiles <= LEAFY_SPLITS * split_tiles, leaf_tiles, split)
-    )
-    return tl.cdiv(split, leaf) * leaf, leaf
+    LEAF_TILES: tl.constexpr = FIXED[1]
+    SHORT_TILES: tl.constexpr = FIXED[2]
+    twofold = doublings(tiles, FIXED[0])
+    splits = 1 << twofold
+    least = tiles >> twofold
+    larger = tiles & (splits - 1)
+    largest = least + (larger > 0).to(tl.int32)
+    is_long = tiles > FEW_LEAVES * SHORT_TILES
+    of_one = tl.where(is_long, 2 * SHORT_TILES, SHORT_TILES)
+    leaves_of_one = tl.where(is_long, tl.cdiv(tiles, 2 * SHORT_TILES), tl.cdiv(tiles, SHORT_TILES))
+    is_leafy = splits <= LEAFY_SPLITS
+    leaf = tl.where(splits == 1, of_one, tl.where(is_leafy, LEAF_TILES, largest))
+    leaves = tl.where(splits == 1, leaves_of_one, tl.where(is_leafy, tl.cdiv(largest, LEAF_TILES), 1))
+    return splits, least, larger, tl.maximum(leaves, 1), leaf
 
 
 @triton.jit
-def share(
+def parts_of(
     tiles: tl.tensor,
     num_parts: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
+    FIXED: tl.constexpr,
 ) -> tl.tuple:
-    """Tiles of a part, those of a leaf, and how many parts have any (at least one).
+    """Splits of so many tiles, parts of each, and parts in all.
 
-    Never are there more than ``num_parts``, which scratch has room for, whatever the lengths say.
+    Never are there more parts than ``num_parts``, which scratch has room for, whatever the lengths say.
     """
-    split, leaf = sizes(tiles, split_tiles, leaf_tiles)
-    size = tl.where(by_leaf > 0, leaf, split)
-    return size, leaf, tl.maximum(tl.minimum(tl.cdiv(tiles, size), num_parts), 1)
+    splits, _, _, leaves, _ = sizes(tiles, FIXED)
+    per_split = leaves if FIXED[3] else 1
+    return splits, per_split, tl.minimum(splits * per_split, num_parts)
 
 
 @triton.jit
-def hand_of(part: tl.tensor, origin: tl.tensor, tiles: tl.tensor, size: tl.tensor) -> tl.tuple:
-    """Tiles of a part: the first, and how many; none beyond the last."""
-    first = tl.minimum(part * size, tiles)
-    return origin + first, tl.minimum(tiles - first, size)
+def hand_of(
+    part: tl.tensor,
+    origin: tl.tensor,
+    size: tl.tuple,  # as by :func:`sizes`
+    PAGED: tl.constexpr,
+    FIXED: tl.constexpr,
+) -> tl.tuple:
+    """Tiles of a part: the first, the step from each to the next, and how many.
+
+    Splits are dealt out as even ones are (:func:`keys.hand_of`). The last leaf of a split may have fewer
+    tiles than the others, or none.
+    """
+    splits, least, larger, leaves, leaf = size
+    split = part // leaves if FIXED[3] else part
+    count = tl.where(split < splits, least + (split < larger).to(tl.int32), 0)
+    first = split * least + tl.minimum(split, larger) if PAGED else split
+    step = 1 if PAGED else splits
+    if FIXED[3]:
+        skipped = (part - split * leaves) * leaf
+        first += skipped * step
+        count = tl.minimum(tl.maximum(count - skipped, 0), leaf)
+    return origin + first, step, count
 
 
-def arguments(plan: Plan) -> tuple[int | None, int | None, int | None]:
-    """What kernels take of a plan: ``split_tiles``, ``leaf_tiles``, ``by_leaf``; None without fixed sizes."""
-    if plan.split_tokens == 0:
-        return None, None, None
-    split_tiles = plan.split_tokens // plan.tile.block_n
-    leaf_tiles = max(1, (plan.leaf_tokens or plan.split_tokens) // plan.tile.block_n)
-    return split_tiles, leaf_tiles, int(plan.by_leaf)
+def constants(plan: Plan) -> dict[str, int | bool]:
+    """``FIXED`` of a plan, by its parts: what kernels are compiled for."""
+    block_n = max(plan.tile.block_n, 1)
+    leaf_tiles = max(1, (plan.leaf_tokens or plan.split_tokens) // block_n)
+    shorter = invariant.LEAF_TOKENS // invariant.SHORT_LEAF_TOKENS
+    return {
+        "SPLIT_TILES": plan.split_tokens // block_n,
+        "LEAF_TILES": leaf_tiles,
+        "SHORT_TILES": max(1, leaf_tiles // shorter),
+        "BY_LEAF": plan.by_leaf,
+    }
+
+
+def merges_leaves(plan: Plan) -> bool:
+    """Whether a program makes a split of several leaves."""
+    return plan.leaf_tokens > 0 and not plan.by_leaf

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from flash_decoding.kernels import fixed_sizes, keys, overlap, repeat, softmax
+from flash_decoding.kernels.part import are_finished
 from flash_decoding.kernels.rows import lse_offset
 from flash_decoding.spec import padded
 
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 LANES = tl.constexpr(8)
-"""Splits merged at a time. It tells the order of sums, so no size may change it, nor may the next two."""
+"""Splits merged at a time. It tells the order of sums, so no size may change it."""
 
-FEW_PARTS = 24
-"""Parts of a row up to which they are loaded one after the other: programs are small then, and rows many."""
+FEW_PARTS = 32
+FEW, MANY = (64, 2), (16, 8)
+"""Columns of a program, and how many parts of each lane are on their way together: for rows of few parts, of
+which there are many, and for rows of many parts or of leaves. Programs are to find places beside those of the
+attention kernel, all at once if possible."""
 
-COLUMNS = 128
 NUM_WARPS = 1
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = [
     *("heads", "max_q_len", "new_tokens", "capacity", "window_left", "window_right"),
-    *("lse_sequence", "lse_head", "lse_token", "num_parts", "split_tiles", "leaf_tiles", "by_leaf"),
+    *("lse_sequence", "lse_head", "lse_token", "num_parts"),
 ]
 TABLES = ["cu_seqlens_q_ptr", "cache_seqlens_ptr", "cache_leftpad_ptr"]
 
@@ -53,18 +56,12 @@ def empty(COLS: tl.constexpr) -> tl.tuple:
 def load_states(
     parts: tl.tensor,
     sums: tl.tensor,
-    at: tl.tensor,
-    per_split: tl.tensor,
+    part: tl.tensor,  # of each lane
     live_parts: tl.tensor,
     cols: tl.tensor,
     HEAD_DIM_V: tl.constexpr,
 ) -> tl.tuple:
-    """States of one part for each lane, the ``at``-th of all that the lane merges; empty where there is none.
-
-    Lanes have splits LANES apart, each of ``per_split`` parts.
-    """
-    split = at // per_split * LANES + tl.arange(0, LANES)
-    part = split * per_split + at % per_split
+    """States of a part for each lane; empty where there is none."""
     live = part < live_parts
     part = part.to(tl.int64)
     peak = tl.load(sums + part * 2, mask=live, other=float("-inf"))
@@ -75,42 +72,29 @@ def load_states(
 
 
 @triton.jit
-def take(
-    at: tl.tensor,
-    count: tl.tensor,
-    per_split: tl.tensor,
-    lane: tl.tuple,  # states of the splits before, of this one so far, and of the part to merge
-    split: tl.tuple,
-    part: tl.tuple,
-) -> tl.tuple:
-    """Merge a part into its split; where a split begins, the one before into the lane."""
-    lane_peak, lane_total, lane_acc = lane
-    peak, total, acc = split
-    if (at < count) & (at % per_split == 0):
-        lane_peak, lane_total, lane_acc = softmax.fold(lane_peak, lane_total, lane_acc, peak, total, acc)
-        peak, total, acc = empty(acc.shape[1])
-    peak, total, acc = softmax.fold(peak, total, acc, part[0], part[1], part[2])
-    return (lane_peak, lane_total, lane_acc), (peak, total, acc)
-
-
-@triton.jit
-def shares(
+def lanes_of(
     lo: tl.tensor,
     hi: tl.tensor,
     num_parts: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
     BLOCK_N: tl.constexpr,
+    FIXED: tl.constexpr,
 ) -> tl.tuple:
-    """How many parts were written of [lo, hi), how many a split has, and how many each lane merges."""
+    """How many parts were written of [lo, hi), how many a lane merges, from one lane's first to the next
+    lane's, and from one part of a lane to its next.
+
+    Either a lane has one split, of several leaves that lie in a row, or splits that are a part each.
+    """
+    tl.static_assert(fixed_sizes.LEAFY_SPLITS <= LANES, "a lane merges the leaves of one split, or splits")
     _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
-    size, _, live_parts = fixed_sizes.share(tiles, num_parts, split_tiles, leaf_tiles, by_leaf)
-    split, _ = fixed_sizes.sizes(tiles, split_tiles, leaf_tiles)
-    per_split = split // size
-    # a single split may not have all of its leaves
-    count = tl.where(live_parts <= per_split, live_parts, tl.cdiv(live_parts, per_split * LANES) * per_split)
-    return live_parts, per_split, count
+    splits, per_split, live_parts = fixed_sizes.parts_of(tiles, num_parts, FIXED)
+    if FIXED[3]:
+        has_leaves = splits <= LANES
+        count = tl.where(has_leaves, per_split, tl.cdiv(splits, LANES))
+        across, along = tl.where(has_leaves, per_split, 1), tl.where(has_leaves, 1, LANES)
+    else:
+        count = tl.cdiv(splits, LANES)
+        across, along = 1, LANES
+    return live_parts, count, across, along
 
 
 @triton.jit(do_not_specialize=[*SIZES, *TABLES])
@@ -132,9 +116,6 @@ def fold_kernel(
     lse_head: tl.tensor,
     lse_token: tl.tensor,
     num_parts: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
     GROUP: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -142,7 +123,12 @@ def fold_kernel(
     BLOCK_N: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
-    FEW_PARTS: tl.constexpr,
+    SPLIT_TILES: tl.constexpr,
+    LEAF_TILES: tl.constexpr,
+    SHORT_TILES: tl.constexpr,
+    BY_LEAF: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    FINISHED: tl.constexpr,  # by the attention kernel, where a row has one part
     OVERLAP: tl.constexpr,
 ) -> None:
     if OVERLAP:
@@ -156,35 +142,36 @@ def fold_kernel(
     b = pid // (blocks * heads * max_q_len)
     q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len)
     if token >= q_len:
+        overlap.wait_in_first_program(OVERLAP)
         return
     row = (token * GROUP + head % GROUP) // BLOCK_M * BLOCK_M
     _, lo, hi = keys.seen_by(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
-    live, per_split, count = shares(lo, hi, num_parts, split_tiles, leaf_tiles, by_leaf, BLOCK_N)
+    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
+    live, count, across, along = lanes_of(lo, hi, num_parts, BLOCK_N, FIXED)
+    if FINISHED:
+        if live == 1:
+            overlap.wait_in_first_program(OVERLAP)
+            return
     flat_row = (q_start + token) * heads + head
     if OVERLAP:
-        overlap.wait_knowing(flat_row, live, per_split, count)
+        overlap.wait_knowing(flat_row, live, count, across)
     parts = parts_ptr + flat_row * num_parts * HEAD_DIM_V
     sums = part_lse_ptr + flat_row * num_parts * 2
     cols = block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    lane, split = empty(BLOCK_COLS), empty(BLOCK_COLS)
-    if FEW_PARTS:
-        for at in range(count):
-            part = load_states(parts, sums, at, per_split, live, cols, HEAD_DIM_V)
-            lane, split = take(at, count, per_split, lane, split, part)
-    else:
-        for at in range(0, count, 4):  # four are on their way together
-            part_0 = load_states(parts, sums, at, per_split, live, cols, HEAD_DIM_V)
-            part_1 = load_states(parts, sums, at + 1, per_split, live, cols, HEAD_DIM_V)
-            part_2 = load_states(parts, sums, at + 2, per_split, live, cols, HEAD_DIM_V)
-            part_3 = load_states(parts, sums, at + 3, per_split, live, cols, HEAD_DIM_V)
-            lane, split = take(at, count, per_split, lane, split, part_0)
-            lane, split = take(at + 1, count, per_split, lane, split, part_1)
-            lane, split = take(at + 2, count, per_split, lane, split, part_2)
-            lane, split = take(at + 3, count, per_split, lane, split, part_3)
-    peak_s, total_s, acc_s = softmax.fold(lane[0], lane[1], lane[2], split[0], split[1], split[2])
+    first = tl.arange(0, LANES) * across
+    lane = empty(BLOCK_COLS)
+    for at in range(0, count, AT_ONCE):
+        given = ()
+        for i in tl.static_range(AT_ONCE):
+            live_of_lane = tl.where(at + i < count, live, 0)
+            state = load_states(parts, sums, first + (at + i) * along, live_of_lane, cols, HEAD_DIM_V)
+            given = given + (state,)  # type: ignore[assignment]  # noqa: RUF005 - as Triton has it
+        for i in tl.static_range(AT_ONCE):
+            lane = softmax.fold(*lane, *given[i])
+    peak_s, total_s, acc_s = lane
     peak, total, acc = softmax.join(peak_s, total_s, acc_s)
 
     out = (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty)
@@ -193,6 +180,12 @@ def fold_kernel(
         strides = (lse_sequence, lse_head, lse_token)
         lse = lse_ptr + lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)
         tl.store(lse, softmax.log_sum_exp(peak, total))
+
+
+def block_of(plan: Plan, head_dim_v: int) -> tuple[int, int]:
+    """Columns of a program, and parts of a lane at a time."""
+    columns, at_once = MANY if plan.by_leaf or plan.num_splits > FEW_PARTS else FEW
+    return min(columns, padded(head_dim_v)), at_once
 
 
 def launch(
@@ -221,7 +214,7 @@ def launch(
         lse_strides: of lse, for (sequence, head, token).
     """
     heads, head_dim_v = queries.heads, parts.shape[-1]
-    columns = min(COLUMNS, padded(head_dim_v))
+    columns, at_once = block_of(plan, head_dim_v)
     args = (
         parts,
         part_lse,
@@ -238,7 +231,6 @@ def launch(
         cache.capacity,
         *lse_strides,
         plan.num_splits,
-        *fixed_sizes.arguments(plan),
     )
     constants = {
         "GROUP": heads // cache.heads,
@@ -246,7 +238,9 @@ def launch(
         "BLOCK_COLS": columns,
         "BLOCK_M": plan.tile.block_m,
         "BLOCK_N": plan.tile.block_n,
-        "FEW_PARTS": plan.num_splits <= FEW_PARTS,
+        "AT_ONCE": at_once,
+        **fixed_sizes.constants(plan),
+        "FINISHED": are_finished(plan),
         "OVERLAP": plan.overlap,
         "num_warps": NUM_WARPS,
         **overlap.launch_options(plan.overlap),

@@ -155,27 +155,28 @@ def part_of(
     lo: tl.tensor,
     hi: tl.tensor,
     num_parts: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
     BLOCK_N: tl.constexpr,
     PAGED: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+    FIXED: tl.constexpr,
 ) -> tl.tuple:
     """What a program has of [lo, hi): its first tile, the step to the next, how many, of how many each leaf
     has (0 where there are none), and how many parts live.
 
-    Sizes are fixed where there is ``split_tiles`` (:mod:`~flash_decoding.kernels.fixed_sizes`). Else as many
-    splits as there are share the tiles.
+    Sizes may be FIXED (:mod:`~flash_decoding.kernels.fixed_sizes`). Else as many splits as there are share
+    the tiles.
     """
     origin, tiles = seen_tiles(lo, hi, BLOCK_N)
-    if split_tiles is None:
+    first, step, count, leaf, live = origin, 1, tiles, 0, 1
+    if FIXED[0] > 0:
+        size = fixed_sizes.sizes(tiles, FIXED)
+        leaf = size[4]
+        if IS_SPLIT:
+            first, step, count = fixed_sizes.hand_of(part, origin, size, PAGED, FIXED)
+            _, _, live = fixed_sizes.parts_of(tiles, num_parts, FIXED)
+    elif IS_SPLIT:
         live = live_splits(tiles, num_parts)
         first, step, count = hand_of(part, origin, tiles, live, PAGED)
-        leaf = 0
-    else:
-        size, leaf, live = fixed_sizes.share(tiles, num_parts, split_tiles, leaf_tiles, by_leaf)
-        first, count = fixed_sizes.hand_of(part, origin, tiles, size)
-        step = 1
     return first, step, count, leaf, live
 
 

@@ -51,6 +51,7 @@ def launch(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         BOUND_RIGHT=False,
         ALL_LIVE=True,
         BALANCED=False,
+        FINISHED=False,
         OVERLAP=False,
         num_warps=NUM_WARPS,
         **block,

@@ -55,6 +55,16 @@ def let_the_next_kernel_start() -> None:
     )
 
 
+@triton.jit
+def wait_in_first_program(ENABLED: tl.constexpr) -> None:
+    """For programs that have nothing to do: one waits all the same, or this kernel could be complete before
+    the one before it, and whoever comes next would take that for complete, too.
+    """
+    if ENABLED:
+        if tl.program_id(0) == 0:
+            wait_for_the_kernel_before()
+
+
 def launch_options(enabled: bool) -> dict[str, bool]:
     """What to ask of Triton's launcher; backends that know no such launch know no such option either."""
     return {"launch_pdl": True} if enabled else {}

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
 
 from flash_decoding.kernels import keys, load, score, softmax
 from flash_decoding.kernels.rows import load_queries
 
+if TYPE_CHECKING:
+    from flash_decoding.spec import Plan
+
 FEW_ROWS = tl.constexpr(16)
 """Rows of which each has a total for every key of a tile. Registers have no room for those of more rows, nor
 beside the addresses of a tile of small pages, one for each key."""
+
+
+def are_finished(plan: Plan) -> bool:
+    """Whether programs that go across sequences write the results of those that they have all of.
+
+    The reduction has nothing to do there. Tiles of many rows, and warps with roles that merge leaves, have no
+    registers for two ways to write.
+    """
+    is_shared = plan.balanced or plan.runs > 0
+    return is_shared and plan.tile.block_m == FEW_ROWS.value and not (plan.roles and plan.split_tokens)
 
 
 @triton.jit

@@ -107,3 +107,29 @@ def store_split(
     if lse_ptr is not None:
         offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_strides[3]
         tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
+
+
+@triton.jit
+def store_final(
+    out_ptr: tl.tensor,
+    lse_ptr: tl.tensor,
+    lse_strides: tl.tuple,  # sequence, head, token
+    peak: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    b: tl.tensor,
+    q_start: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    in_q: tl.tensor,
+    cols: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+) -> None:
+    """Write the result of a whole sequence to out (tokens, HEADS, HEAD_DIM_V), and its LSE if any."""
+    flat_row = (q_start + token) * HEADS + head
+    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
+    if lse_ptr is not None:
+        offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
+        tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)

@@ -30,10 +30,14 @@ from flash_decoding.kernels.load import VIA_L1
 BATCH = tl.constexpr(128)
 """Sequences looked at together."""
 
+FEW = tl.constexpr(32)
+"""Sequences up to which a search for where work begins looks at no more. Each warp does it alone, in the time
+before a program may read."""
+
 MIN_TILES = tl.constexpr(4)
 """Tiles of a run at least: shorter ones cost more than they balance."""
 
-CHANGEOVER_KEYS = tl.constexpr(64)
+CHANGEOVER_KEYS = tl.constexpr(128)
 """Keys that could be read while a program goes over to another sequence."""
 
 WELL_FILLED = tl.constexpr(15)
@@ -153,6 +157,40 @@ def find_among_few(
     counted = tl.where(tiles < 0, 0, tiles + extra)
     sequence, before, _ = passed_by(run, run * size, 0, lanes, counted, True)
     return sequence, before, size, total + batch * extra, extra
+
+
+@triton.jit
+def find_early(
+    run: tl.tensor,
+    runs: tl.tensor,
+    batch: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    lanes: tl.tensor,  # 0 to BATCH
+    tiles: tl.tensor,  # of these
+    few: tl.tensor,  # 0 to FEW
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+    VIA: tl.constexpr,
+) -> tl.tuple:
+    """As :func:`find` of a run, among BATCH sequences at most, by lengths that may yet change."""
+    if batch <= FEW:
+        _, of_few = tiles_of(
+            few, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, q_len, new_tokens, capacity,
+            window_left, window_right, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA,
+        )  # fmt: skip
+        b, before, size, all_tiles, extra = find_among_few(run, runs, batch, few, of_few, BLOCK_N)
+    else:
+        b, before, size, all_tiles, extra = find_among_few(run, runs, batch, lanes, tiles, BLOCK_N)
+    return b, before, size, all_tiles, extra
 
 
 @triton.jit

@@ -11,7 +11,7 @@ programs takes neighbours of them, across the borders of sequences::
 What counts is time: a split counts its tiles, and some more for going over to it. Borders lie at equal
 distances along what is counted, and a split belongs to the run that its middle lies in: so none
 is in two, and a run has half a split more than its share at each end, at most. Splits of a sequence
-are of one size, which is its own (:func:`fixed_sizes.sizes`).
+count alike, though some may have a tile less; how large they are is its own (:func:`fixed_sizes.sizes`).
 
 Rows of one tile see other keys than those of the next where there are windows. A program looks at the splits
 that its own row tile has; sequences without such rows have none.
@@ -40,18 +40,16 @@ def splits_of(
     window_left: tl.tensor,
     window_right: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
+    FIXED: tl.constexpr,
     VIA: tl.constexpr = VIA_L1,
 ) -> tl.tuple:
     """Splits that rows from ``row`` on have of each sequence (none past the last sequence), what these count
-    together, and what one does that is full.
+    together, and what one does.
     """
     changeover: tl.constexpr = (runs.CHANGEOVER_KEYS + BLOCK_N - 1) // BLOCK_N
     b = tl.minimum(sequences, batch - 1)
@@ -61,16 +59,19 @@ def splits_of(
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT, VIA,
     )  # fmt: skip
     _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
-    size, _, splits = fixed_sizes.share(tiles, num_splits, split_tiles, leaf_tiles, by_leaf)
+    _, least, larger, _, leaf = fixed_sizes.sizes(tiles, FIXED)
+    _, _, parts = fixed_sizes.parts_of(tiles, num_splits, FIXED)
+    size = leaf if FIXED[3] else least + (larger > 0).to(tl.int32)
     has_rows = (sequences < batch) & (row < q_len * GROUP)
-    counted = tl.minimum(tiles, splits * size) + splits * changeover
-    return tl.where(has_rows, splits, 0), tl.where(has_rows, counted, 0), size + changeover
+    parts = tl.where(has_rows, parts, 0)
+    return parts, parts * (size + changeover), size + changeover
 
 
 @triton.jit
 def border(run: tl.tensor, num_runs: tl.tensor, total: tl.tensor) -> tl.tensor:
     """Where a run begins, along what is counted."""
-    return (tl.cast(run, tl.int64) * total // num_runs).to(tl.int32)
+    share = total // num_runs
+    return run * share + tl.minimum(run, total - share * num_runs)
 
 
 @triton.jit
@@ -83,11 +84,8 @@ def before(
     """
     end = seen + tl.cumsum(counted, 0)
     begin = end - counted
-    but_last = tl.maximum(splits - 1, 0)
-    last = begin + but_last * full
-    is_done = last + (end - last) // 2 < target
-    passed = tl.minimum(tl.maximum(tl.cdiv(target - full // 2 - begin, full), 0), but_last)
-    return tl.where(is_done, splits, passed), is_done
+    passed = tl.minimum(tl.maximum(tl.cdiv(target - full // 2 - begin, full), 0), splits)
+    return passed, (passed == splits) & (begin < target)
 
 
 @triton.jit
@@ -123,29 +121,27 @@ def find(
     window_left: tl.tensor,
     window_right: tl.tensor,
     num_splits: tl.tensor,
-    split_tiles: tl.tensor,
-    leaf_tiles: tl.tensor,
-    by_leaf: tl.tensor,
     lanes: tl.tensor,  # 0 to runs.BATCH
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
+    FIXED: tl.constexpr,
     VIA: tl.constexpr = VIA_L1,
 ) -> tl.tuple:
     """The share of a run: its first split, as a sequence and its number there, and how many splits it has."""
     first_splits, first_counted, first_full = splits_of(
         lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-        capacity, window_left, window_right, num_splits, split_tiles, leaf_tiles, by_leaf, GROUP, BLOCK_M,
-        BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA,
+        capacity, window_left, window_right, num_splits, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+        FIXED, VIA,
     )  # fmt: skip
     total = tl.sum(first_counted, 0)
     for begin in range(runs.BATCH, batch, runs.BATCH):
         _, counted, _ = splits_of(
             begin + lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, leaf_tiles, by_leaf,
-            GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA,
+            new_tokens, capacity, window_left, window_right, num_splits, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
+            BOUND_RIGHT, FIXED, VIA,
         )  # fmt: skip
         total += tl.sum(counted, 0)
     start, stop = border(run, num_runs, total), border(run + 1, num_runs, total)
@@ -154,9 +150,53 @@ def find(
     for begin in range(runs.BATCH, batch, runs.BATCH):
         splits, counted, full = splits_of(
             begin + lanes, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
-            new_tokens, capacity, window_left, window_right, num_splits, split_tiles, leaf_tiles, by_leaf,
-            GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA,
+            new_tokens, capacity, window_left, window_right, num_splits, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
+            BOUND_RIGHT, FIXED, VIA,
         )  # fmt: skip
         more, more_split, more_left, more_seen = between(start, stop, seen, splits, counted, full)
         sequence, split, left, seen = sequence + more, split + more_split, left + more_left, seen + more_seen
+    return sequence, split, left
+
+
+@triton.jit
+def find_early(
+    run: tl.tensor,
+    num_runs: tl.tensor,
+    row: tl.tensor,
+    batch: tl.tensor,
+    cache_seqlens_ptr: tl.tensor,
+    cache_leftpad_ptr: tl.tensor,
+    cu_seqlens_q_ptr: tl.tensor,
+    max_q_len: tl.tensor,
+    new_tokens: tl.tensor,
+    capacity: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    num_splits: tl.tensor,
+    lanes: tl.tensor,  # 0 to runs.BATCH
+    few: tl.tensor,  # 0 to runs.FEW
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+    FIXED: tl.constexpr,
+    VIA: tl.constexpr,
+) -> tl.tuple:
+    """As :func:`find`, by lengths that may yet change."""
+    if batch <= runs.FEW:
+        splits, counted, full = splits_of(
+            few, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+            capacity, window_left, window_right, num_splits, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+            FIXED, VIA,
+        )  # fmt: skip
+        total = tl.sum(counted, 0)
+        start, stop = border(run, num_runs, total), border(run + 1, num_runs, total)
+        sequence, split, left, _ = between(start, stop, 0, splits, counted, full)
+    else:
+        sequence, split, left = find(
+            run, num_runs, row, batch, cache_seqlens_ptr, cache_leftpad_ptr, cu_seqlens_q_ptr, max_q_len,
+            new_tokens, capacity, window_left, window_right, num_splits, lanes, GROUP, BLOCK_M, BLOCK_N,
+            BOUND_LEFT, BOUND_RIGHT, FIXED, VIA,
+        )  # fmt: skip
     return sequence, split, left

@@ -7,11 +7,11 @@ import itertools
 
 from flash_decoding.plan import roles
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.plan.planner import has_leaves, invariant_tiles, runs_tile
+from flash_decoding.plan.planner import fixed_tokens, invariant_tiles, runs_tile
 from flash_decoding.plan.tiles import tiles_for
 from flash_decoding.spec import Plan, Problem
 
-MANY_PARTS = 25
+MANY_PARTS = 33
 """Parts of a fixed size from which those of a row are loaded several at a time."""
 
 
@@ -34,9 +34,12 @@ def plans_ahead(problem: Problem, hardware: Hardware, *, splits: tuple[int, ...]
     ]
     tile = roles.runs_tile(problem) if with_roles else runs_tile(problem, hardware)
     shared = [
-        Plan("flash_decoding", "triton", tile, 2 * parts, 0, (), overlaps, balanced=True, roles=with_roles)
-        for parts in splits  # of runs, which a sequence has seldom more than half of
-    ]
+        Plan(
+            "flash_decoding", "triton", tile, parts * problem.batch, 0, (), overlaps, balanced=True,
+            roles=with_roles,
+        )
+        for parts in splits
+    ]  # fmt: skip
     return [*one, *several, *shared, *_fixed_plans(problem, hardware)]
 
 
@@ -47,17 +50,16 @@ def _fixed_plans(problem: Problem, hardware: Hardware) -> list[Plan]:
         each = shared = roles.runs_tile(problem)
     else:
         each, shared = invariant_tiles(problem, hardware)
-    keys = each.block_n  # of a split; its leaves are as large
-    leaf_tokens = keys if has_leaves(problem, each) else 0
+    tokens, leaf_tokens = fixed_tokens(problem, each)
     one = Plan(
-        "flash_decoding", "triton", each, 1, keys, (), overlaps, roles=with_roles, leaf_tokens=leaf_tokens
+        "flash_decoding", "triton", each, 1, tokens, (), overlaps, roles=with_roles, leaf_tokens=leaf_tokens
     )
-    runs = 2 if with_roles else 0
     plans = [one]
     for parts in (2, MANY_PARTS):
-        plans.append(dataclasses.replace(one, num_splits=parts, runs=runs))
+        plans.append(dataclasses.replace(one, num_splits=parts))
         plans.append(dataclasses.replace(one, num_splits=parts, runs=2, tile=shared))
     if leaf_tokens:
         tile = roles.runs_tile(problem, few_keys=True) if with_roles else each
-        plans.append(dataclasses.replace(one, tile=tile, num_splits=2, runs=runs, by_leaf=True))
-    return list(dict.fromkeys(plans))
+        by_leaf = dataclasses.replace(one, tile=tile, num_splits=2, by_leaf=True)
+        plans += [by_leaf, dataclasses.replace(by_leaf, runs=2)] if with_roles else [by_leaf]
+    return plans

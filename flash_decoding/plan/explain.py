@@ -62,7 +62,9 @@ class Explanation:
         lines = [f"kernel   {TITLES[plan.kind]}, variant {plan.variant}"]
         if plan.variant == "triton":
             share = (
-                f"{plan.split_tokens} keys each, or more" if plan.split_tokens else "live keys shared evenly"
+                f"up to {plan.split_tokens} keys each, more of long sequences"
+                if plan.split_tokens
+                else "live keys shared evenly"
             )
             lines.append(f"splits   {plan.num_splits} ({share}), {self.programs} programs")
             lines.append(

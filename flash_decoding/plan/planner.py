@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 from functools import lru_cache
 
-from flash_decoding.invariant import LEAF_TOKENS, LEAFY_SPLITS, MOST_SPLITS, SHORT_LEAVES, SPLIT_TOKENS
+from flash_decoding.invariant import (
+    FEW_LEAVES,
+    LEAF_TOKENS,
+    LEAFY_SPLITS,
+    MOST_SPLITS,
+    SHORT_LEAF_TOKENS,
+    SPLIT_TOKENS,
+    split_tokens,
+)
 from flash_decoding.plan import roles
 from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.splits import choose_num_splits, tiles_in
@@ -24,8 +32,9 @@ from flash_decoding.spec import Kind, Plan, Problem, Tile, padded
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
 
-FP32_STAGES = 2
-"""Stages of batch-invariant calls in fp32, at most."""
+FP32_STAGES, MANY_ROWS_STAGES = 2, 3
+"""Stages of batch-invariant calls in fp32, and of many rows, at most. Arithmetic bounds fp32; of many rows a
+second program has room then, and works while the first begins or ends."""
 
 FIXED_PROGRAMS = 64
 """For each multiprocessor, up to which every split of a fixed size has a program: even if most of them find
@@ -179,17 +188,18 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
         tile = tile_of_few = roles.runs_tile(problem)
     else:
         tile, tile_of_few = invariant_tiles(problem, hardware)
-    tokens = max(1, SPLIT_TOKENS // tile.block_n) * tile.block_n
-    splits = min(MOST_SPLITS, -(-visible_tiles(problem, tile) * tile.block_n // tokens))
+    tokens, leaf_tokens = fixed_tokens(problem, tile)
+    splits = most_splits(visible_tiles(problem, tile), tokens // tile.block_n)
     reasons: tuple[str, ...] = (
-        f"batch_invariant: every split has {tokens} keys, or a {MOST_SPLITS}th of its sequence's, "
+        f"batch_invariant: splits have up to {tokens} keys, or a {MOST_SPLITS}th of their sequence's, "
         "whatever else is in the batch",
     )
-    leaf_tokens = max(tile.block_n, LEAF_TOKENS) if has_leaves(problem, tile) else 0
     leaves = choose_leaves(problem, tile, splits, hardware)
     parts = leaves or splits
+    whole = problem.heads_kv * problem.batch
     if with_roles:
-        runs = min(hardware.sm_count // problem.heads_kv, problem.batch * parts) if parts > 1 else 0
+        is_one_each = whole * parts <= hardware.sm_count
+        runs = 0 if parts == 1 or is_one_each else hardware.sm_count // problem.heads_kv
     else:
         runs = choose_fixed_runs(problem, tile_of_few, splits, hardware)
     if with_roles and leaves:
@@ -199,7 +209,6 @@ def _invariant_plan(problem: Problem, hardware: Hardware) -> Plan:
         reasons += (f"{runs} programs for each key/value head share all splits",)
     elif leaves:
         reasons += (f"too few programs: up to {leaves} parts of splits of each sequence have one",)
-    whole = problem.heads_kv * problem.batch
     at_once = hardware.sm_count if with_roles and not runs and whole > hardware.sm_count else 0
     return Plan(
         _kind(parts), "triton", tile, parts, tokens, reasons, hardware.overlaps_launches, roles=with_roles,
@@ -212,9 +221,24 @@ def _of_longest(problem: Problem) -> Problem:
     return dataclasses.replace(problem, q_len=INVARIANT_RAGGED_Q_LEN) if problem.ragged else problem
 
 
+def fixed_tokens(problem: Problem, tile: Tile) -> tuple[int, int]:
+    """Keys of a split and of a leaf of it, in whole tiles; 0 where splits have no leaves. These have as many
+    bytes for every head_dim.
+    """
+    tokens = max(1, split_tokens(problem.heads_kv) // tile.block_n) * tile.block_n
+    wide = padded(max(problem.head_dim, problem.head_dim_v))
+    leaf = max(tile.block_n, LEAF_TOKENS * 128 // wide)
+    return tokens, leaf if has_leaves(problem, tile) else 0
+
+
 def has_leaves(problem: Problem, tile: Tile) -> bool:
     """Whether splits are made of leaves: where registers have room for a split's state beside a leaf's."""
     return tile.block_m == 16 and padded(problem.head_dim_v) <= 128 and problem.element_bytes == 2
+
+
+def most_splits(tiles: int, split_tiles: int) -> int:
+    """Splits of a sequence of so many tiles: one, doubled as often as it takes, up to MOST_SPLITS."""
+    return min(MOST_SPLITS, 1 << max(0, -(-tiles // split_tiles) - 1).bit_length())
 
 
 def choose_leaves(problem: Problem, tile: Tile, splits: int, hardware: Hardware) -> int:
@@ -222,13 +246,12 @@ def choose_leaves(problem: Problem, tile: Tile, splits: int, hardware: Hardware)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
     if programs * splits >= ENOUGH_PROGRAMS * hardware.sm_count or not has_leaves(problem, tile):
         return 0
-    leaf_tiles = max(1, LEAF_TOKENS // tile.block_n)
-    split_tiles = max(1, SPLIT_TOKENS // tile.block_n)
-    tiles = visible_tiles(problem, tile)
-    short = -(-min(tiles, split_tiles) // max(1, leaf_tiles // SHORT_LEAVES))
-    leaves = max(
-        short, -(-min(tiles, LEAFY_SPLITS * split_tiles) // leaf_tiles) if tiles > split_tiles else 0
-    )
+    tokens, leaf_tokens = fixed_tokens(problem, tile)
+    short = max(tile.block_n, SHORT_LEAF_TOKENS)
+    seen = min(visible_tiles(problem, tile) * tile.block_n, tokens)
+    of_one_split = max(-(-min(seen, FEW_LEAVES * short) // short), -(-seen // (2 * short)))
+    of_several = min(splits, LEAFY_SPLITS) * -(-tokens // leaf_tokens) if splits > 1 else 0
+    leaves = max(of_one_split, of_several, splits)
     return leaves if leaves > splits else 0
 
 
@@ -242,12 +265,15 @@ def invariant_tiles(problem: Problem, hardware: Hardware) -> tuple[Tile, Tile]:
     few: Regime = "shared" if problem.page_size else "short"
     many = invariant_regime_of(problem, hardware)
     each, shared = choose_tile(problem, hardware, many), choose_tile(problem, hardware, few)
-    if problem.element_bytes == 4:  # bound by arithmetic: more stages would only take registers
-        stages = min(each.num_stages, FP32_STAGES)
-        each, shared = (
-            dataclasses.replace(each, num_stages=stages),
-            dataclasses.replace(shared, num_stages=stages),
-        )
+    if problem.element_bytes == 4:
+        most = FP32_STAGES
+    elif each.block_m > FEW_ROWS:
+        most = MANY_ROWS_STAGES
+    else:
+        return each, shared
+    each, shared = (
+        dataclasses.replace(tile, num_stages=min(tile.num_stages, most)) for tile in (each, shared)
+    )
     return each, shared
 
 

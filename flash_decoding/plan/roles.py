@@ -60,7 +60,7 @@ def suits_any_batch(problem: Problem, hardware: Hardware) -> bool:
 def split_tile(problem: Problem, splits: int) -> Tile:
     """The tile of about so many even splits, or of whole sequences."""
     keys = problem.visible_len // splits
-    if splits == 1 or keys >= MANY_KEYS:
+    if problem.plain and (splits == 1 or keys >= MANY_KEYS):
         return _for_head_dim(LARGE, problem)
     return _for_head_dim(SMALL if keys >= FEW_KEYS else ALL_AT_ONCE, problem)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from flash_decoding.kernels import attend, fixed_sizes, repeat
+from flash_decoding.kernels import arguments, attend, repeat
 from flash_decoding.kernels.load import VIA_L2
 from flash_decoding.kernels.roles import build, early, ring
 from flash_decoding.kernels.roles.units import load_units, multiply_units, part_of, place_of
@@ -55,9 +55,6 @@ def attend_roles_kernel(
     lse_split: gl.tensor,
     num_splits: gl.tensor,
     batch: gl.tensor,
-    split_tiles: gl.tensor,
-    leaf_tiles: gl.tensor,
-    by_leaf: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -71,6 +68,12 @@ def attend_roles_kernel(
     BOUND_RIGHT: gl.constexpr,
     SOFTCAP: gl.constexpr,
     OVERLAP: gl.constexpr,
+    IS_SPLIT: gl.constexpr,
+    SPLIT_TILES: gl.constexpr,
+    LEAF_TILES: gl.constexpr,
+    SHORT_TILES: gl.constexpr,
+    BY_LEAF: gl.constexpr,
+    STATES: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
@@ -86,17 +89,19 @@ def attend_roles_kernel(
     )  # fmt: skip
     queries = (q_ptr, q_strides, cu_seqlens_q_ptr)
     scoring = (alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right)
-    fixed = (split_tiles, leaf_tiles, by_leaf)
+    FIXED: gl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
     k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
     v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
     EXPECTS: gl.constexpr = OVERLAP and PAGE_SIZE == 0 and cu_seqlens_q_ptr is None
     expected = (0, 0, 0, 0, 0, 0)
     if OVERLAP and cu_seqlens_q_ptr is None:
-        row, head_kv, split, b = place_of(gl.program_id(0), max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M)
+        row, head_kv, split, b = place_of(
+            gl.program_id(0), max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M, IS_SPLIT
+        )
         early.ask_for_queries(queries, b, row, head_kv, 0, max_q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
         _, _, expected, _ = part_of(
-            b, row, split, max_q_len, cache, lengths, num_splits, fixed, GROUP, BLOCK_M, BLOCK_N,
-            PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
+            b, row, split, max_q_len, cache, lengths, num_splits, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
+            BOUND_LEFT, BOUND_RIGHT, IS_SPLIT, FIXED, VIA_L2,
         )  # fmt: skip
         early.ask(cache, head_kv, expected, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE)
     units = gl.cdiv(max_q_len * GROUP, BLOCK_M) * HEADS_KV * num_splits * batch
@@ -106,17 +111,18 @@ def attend_roles_kernel(
             (
                 multiply_units,
                 (
-                    cache, lengths, queries, scoring, results, k_ring, v_ring, units, num_splits,
-                    fixed, expected, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M,
-                    BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, OVERLAP, LEAVES, EXPECTS, STAGES,
+                    cache, lengths, queries, scoring, results, k_ring, v_ring, units, num_splits, expected,
+                    HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
+                    BOUND_LEFT, BOUND_RIGHT, SOFTCAP, OVERLAP, IS_SPLIT, FIXED, STATES, LEAVES, EXPECTS,
+                    STAGES,
                 ),
             ),
             (
                 load_units,
                 (
-                    cache, lengths, queries, k_ring, v_ring, units, num_splits, fixed, expected, HEADS_KV,
-                    GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
-                    BOUND_RIGHT, OVERLAP, EXPECTS, STAGES, LOADERS,
+                    cache, lengths, queries, k_ring, v_ring, units, num_splits, expected, HEADS_KV, GROUP,
+                    HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
+                    BOUND_RIGHT, OVERLAP, IS_SPLIT, FIXED, EXPECTS, STAGES, LOADERS,
                 ),
             ),
         ],
@@ -140,5 +146,6 @@ def launch(
         queries, cache, options, plan, out=out, lse=lse, lse_strides=lse_strides
     )
     programs = min(units, plan.programs) if plan.programs else units
-    args = (*args, queries.batch, *fixed_sizes.arguments(plan))
-    return repeat.launch(attend_roles_kernel, programs, args, build.constants(queries, cache, options, plan))
+    args = (*args, queries.batch)
+    constants = build.constants(queries, cache, options, plan) | arguments.of_parts(plan)
+    return repeat.launch(attend_roles_kernel, programs, args, constants)

@@ -10,7 +10,7 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from flash_decoding.kernels import attend, balanced, fixed_sizes, repeat, runs
+from flash_decoding.kernels import arguments, balanced, fixed_sizes, repeat, runs
 from flash_decoding.kernels.load import VIA_L2
 from flash_decoding.kernels.roles import build, early, ring, walk
 from flash_decoding.kernels.roles.runs import load_run, multiply_run
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
 
 
-SIZES = ["num_parts", "split_tiles", "leaf_tiles", "by_leaf"]
-
-
-@gluon.jit(do_not_specialize=[*balanced.UNSPECIALISED, *SIZES])
+@gluon.jit(do_not_specialize=[*balanced.UNSPECIALISED, "num_parts"])
 def balanced_roles_kernel(
     q_ptr: gl.tensor,
     k_ptr: gl.tensor,
@@ -57,10 +54,12 @@ def balanced_roles_kernel(
     table_stride: gl.tensor,
     batch: gl.tensor,
     num_runs: gl.tensor,
-    num_parts: gl.tensor,  # None, as the next three, where shares are equal
-    split_tiles: gl.tensor,
-    leaf_tiles: gl.tensor,
-    by_leaf: gl.tensor,
+    num_parts: gl.tensor,  # of a sequence at most; None where shares are equal
+    final_ptr: gl.tensor,  # the results of whole sequences, and their LSEs
+    final_lse_ptr: gl.tensor,
+    lse_sequence: gl.tensor,
+    lse_head: gl.tensor,
+    lse_token: gl.tensor,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -74,6 +73,10 @@ def balanced_roles_kernel(
     BOUND_RIGHT: gl.constexpr,
     SOFTCAP: gl.constexpr,
     OVERLAP: gl.constexpr,
+    SPLIT_TILES: gl.constexpr,  # 0 where shares are equal
+    LEAF_TILES: gl.constexpr,
+    SHORT_TILES: gl.constexpr,
+    BY_LEAF: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
@@ -96,38 +99,41 @@ def balanced_roles_kernel(
     row, head_kv = pid % row_tiles * BLOCK_M, pid // row_tiles % HEADS_KV
     run = pid // (row_tiles * HEADS_KV)
     EXPECTS: gl.constexpr = OVERLAP and PAGE_SIZE == 0 and cu_seqlens_q_ptr is None
-    where = (row, head_kv, run, num_runs, batch)
-    fixed = (num_parts, split_tiles, leaf_tiles, by_leaf)
+    where = (row, head_kv, run, num_runs, batch, num_parts)
+    FIXED: gl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
     tiles = walk.tiles_of(batch, lengths, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA_L2)
-    found = walk.begin(where, tiles, lengths, fixed, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA_L2)
+    found = walk.begin(where, tiles, lengths, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, FIXED, VIA_L2)
     early_tiles = gl.allocate_shared_memory(gl.int32, [runs.BATCH], walk.IN_A_ROW, tiles)
     expected = (0, 0, 0, 0, 0, 0)
     if OVERLAP and cu_seqlens_q_ptr is None:
         at, b, before, size, extra, stop = found
-        b = gl.minimum(b, batch - 1)
-        _, _, _, expected, _, _, _, _, _ = walk.part_at(
-            at, b, before, size, extra, stop, where, cache, lengths, fixed, GROUP, BLOCK_M, BLOCK_N,
-            PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, VIA_L2,
+        _, _, _, seen, hands, _, _, _, _ = walk.visit(
+            at, gl.minimum(b, batch - 1), before, size, extra, stop, where, cache, lengths, GROUP,
+            BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, FIXED, VIA_L2,
         )  # fmt: skip
+        expected, _, _ = walk.part_at(at, before, seen, hands, PAGE_SIZE, FIXED)
+        b = gl.minimum(b, batch - 1)
         early.ask_for_queries(queries, b, row, head_kv, 0, max_q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
         early.ask(cache, head_kv, expected, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE)
+    final = (final_ptr, final_lse_ptr, (lse_sequence, lse_head, lse_token))
+    results = (out_ptr, lse_ptr, final)
     gl.warp_specialize(
         [
             (
                 multiply_run,
                 (
-                    cache, lengths, queries, scoring, (out_ptr, lse_ptr), k_ring, v_ring, where, fixed,
+                    cache, lengths, queries, scoring, results, k_ring, v_ring, where,
                     early_tiles, found, expected, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
-                    BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, OVERLAP, LEAVES, EXPECTS,
-                    STAGES,
+                    BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, OVERLAP, FIXED, LEAVES,
+                    EXPECTS, STAGES,
                 ),
             ),
             (
                 load_run,
                 (
-                    cache, lengths, queries, k_ring, v_ring, where, fixed, early_tiles, found, expected,
+                    cache, lengths, queries, k_ring, v_ring, where, early_tiles, found, expected,
                     GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
-                    BOUND_RIGHT, OVERLAP, EXPECTS, STAGES, LOADERS,
+                    BOUND_RIGHT, OVERLAP, FIXED, EXPECTS, STAGES, LOADERS,
                 ),
             ),
         ],
@@ -137,12 +143,22 @@ def balanced_roles_kernel(
 
 
 def launch(
-    queries: Queries, cache: KVCache, options: Options, plan: Plan, *, parts: Tensor, part_lse: Tensor
+    queries: Queries,
+    cache: KVCache,
+    options: Options,
+    plan: Plan,
+    *,
+    parts: Tensor,
+    part_lse: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    lse_strides: tuple[int, int, int],
 ) -> repeat.Repeat | None:
     """Launch as the portable kernels' ``launch`` does, with the same arguments; the plan says which."""
     row_tiles = triton.cdiv(queries.q_len * (queries.heads // cache.heads), plan.tile.block_m)
     num_runs = plan.runs or plan.num_splits
-    sizes = (plan.num_splits if plan.runs else None, *fixed_sizes.arguments(plan))
-    args = (*attend.inputs(queries, cache, options, parts, part_lse), queries.batch, num_runs, *sizes)
-    constants = build.constants(queries, cache, options, plan)
+    num_parts = plan.num_splits if plan.runs else None
+    first = arguments.inputs(queries, cache, options, parts, part_lse)
+    args = (*first, queries.batch, num_runs, num_parts, out, lse, *lse_strides)
+    constants = build.constants(queries, cache, options, plan) | fixed_sizes.constants(plan)
     return repeat.launch(balanced_roles_kernel, row_tiles * cache.heads * num_runs, args, constants)

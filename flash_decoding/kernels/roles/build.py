@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flash_decoding.kernels import attend
+from flash_decoding.kernels import arguments, fixed_sizes
 
 if TYPE_CHECKING:
     from flash_decoding.spec import KVCache, Options, Plan, Queries
@@ -24,11 +24,11 @@ MORE_REGISTERS, MORE_REGISTERS_OF_LOADERS = 168, 104
 
 def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) -> dict[str, Any]:
     """Compile-time arguments of a call's kernel."""
-    same = attend.constants(queries, cache, options, plan)
+    same = arguments.constants(queries, cache, options, plan)
     roomy = options.is_plain and max(same["BLOCK_D"], same["BLOCK_DV"]) <= 128
     return {
         **same,
-        "LEAVES": plan.leaf_tokens > 0,
+        "LEAVES": fixed_sizes.merges_leaves(plan),
         "num_stages": 1,
         "maxnreg": REGISTERS if roomy else MORE_REGISTERS,
         "STAGES": plan.tile.num_stages,

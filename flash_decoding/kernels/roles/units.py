@@ -11,11 +11,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from flash_decoding.kernels import keys, load, overlap
+from flash_decoding.kernels.attend import split_and_sequence
 from flash_decoding.kernels.load import VIA_L1
 from flash_decoding.kernels.roles import early
 from flash_decoding.kernels.roles.loading import load_first, load_part
 from flash_decoding.kernels.roles.multiplying import PRODUCT, load_q, multiply_part, rows_of
-from flash_decoding.kernels.rows import store_split
+from flash_decoding.kernels.rows import store_split, store_state
 
 
 @gluon.jit
@@ -26,12 +27,13 @@ def place_of(
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr,
+    IS_SPLIT: gl.constexpr,
 ) -> gl.tuple:
     """First row, key/value head, split and sequence of a unit, fastest first."""
     row_tiles = gl.cdiv(max_q_len * GROUP, BLOCK_M)
-    head_kv = unit // row_tiles
-    split = head_kv // HEADS_KV
-    return unit % row_tiles * BLOCK_M, head_kv % HEADS_KV, split % num_splits, split // num_splits
+    place = unit // row_tiles
+    split, b = split_and_sequence(place // HEADS_KV, num_splits, IS_SPLIT)
+    return (unit - place * row_tiles) * BLOCK_M, place % HEADS_KV, split, b
 
 
 @gluon.jit
@@ -43,13 +45,14 @@ def part_of(
     cache: gl.tuple,
     lengths: gl.tuple,
     num_splits: gl.tensor,
-    fixed: gl.tuple,  # tiles of a split and of a leaf, and whether leaves are splits; None if shared evenly
     GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
+    IS_SPLIT: gl.constexpr,
+    FIXED: gl.constexpr,
     VIA: gl.constexpr = VIA_L1,
 ) -> gl.tuple:
     """What there is to do in a unit of so many query tokens.
@@ -64,7 +67,7 @@ def part_of(
         BOUND_LEFT, BOUND_RIGHT, VIA,
     )  # fmt: skip
     first, step, count, leaf, live_splits = keys.part_of(
-        split, lo, hi, num_splits, fixed[0], fixed[1], fixed[2], BLOCK_N, PAGE_SIZE > 0
+        split, lo, hi, num_splits, BLOCK_N, PAGE_SIZE > 0, IS_SPLIT, FIXED
     )
     lives = (row < q_len * GROUP) & (split < live_splits)
     cache_row = load.cache_row(b, cache[4], cache[5], VIA)
@@ -80,7 +83,6 @@ def load_units(
     v_ring: gl.tuple,
     units: gl.tensor,
     num_splits: gl.tensor,
-    fixed: gl.tuple,
     expected: gl.tuple,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
@@ -94,6 +96,8 @@ def load_units(
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
     OVERLAP: gl.constexpr,
+    IS_SPLIT: gl.constexpr,
+    FIXED: gl.constexpr,
     EXPECTS: gl.constexpr,
     STAGES: gl.constexpr,
     LOADERS: gl.constexpr,
@@ -101,7 +105,9 @@ def load_units(
     """Load the keys and values of all units of this program, the first tiles as expected."""
     given = 0
     if EXPECTS:
-        _, head_kv, _, _ = place_of(gl.program_id(0), lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M)
+        _, head_kv, _, _ = place_of(
+            gl.program_id(0), lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M, IS_SPLIT
+        )
         given = load_first(
             cache, head_kv, expected, k_ring, v_ring, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N,
             STAGES, LOADERS,
@@ -110,11 +116,11 @@ def load_units(
         overlap.wait_for_the_kernel_before()
     turn = 0
     for unit in range(gl.program_id(0), units, gl.num_programs(0)):
-        row, head_kv, split, b = place_of(unit, lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M)
+        row, head_kv, split, b = place_of(unit, lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M, IS_SPLIT)
         q_start, q_len = keys.query_span(b, lengths[2], lengths[3])
         _, _, tiles, _ = part_of(
-            b, row, split, q_len, cache, lengths, num_splits, fixed, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT,
+            b, row, split, q_len, cache, lengths, num_splits, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
+            BOUND_RIGHT, IS_SPLIT, FIXED,
         )  # fmt: skip
         kept = 0
         if EXPECTS:
@@ -141,7 +147,6 @@ def multiply_units(
     v_ring: gl.tuple,
     units: gl.tensor,
     num_splits: gl.tensor,
-    fixed: gl.tuple,
     expected: gl.tuple,
     HEADS_KV: gl.constexpr,
     GROUP: gl.constexpr,
@@ -156,6 +161,9 @@ def multiply_units(
     BOUND_RIGHT: gl.constexpr,
     SOFTCAP: gl.constexpr,
     OVERLAP: gl.constexpr,
+    IS_SPLIT: gl.constexpr,
+    FIXED: gl.constexpr,
+    STATES: gl.constexpr,
     LEAVES: gl.constexpr,
     EXPECTS: gl.constexpr,
     STAGES: gl.constexpr,
@@ -170,13 +178,13 @@ def multiply_units(
         given = gl.minimum(expected[5], STAGES)
     turn = 0
     for unit in range(gl.program_id(0), units, gl.num_programs(0)):
-        row, head_kv, split, b = place_of(unit, lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M)
+        row, head_kv, split, b = place_of(unit, lengths[3], num_splits, HEADS_KV, GROUP, BLOCK_M, IS_SPLIT)
         q_start, q_len = keys.query_span(b, lengths[2], lengths[3])
         # before anything that waits for a length
         q = load_q(queries, b, row, head_kv, q_start, q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
         lives, end, tiles, leaf = part_of(
-            b, row, split, q_len, cache, lengths, num_splits, fixed, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT,
+            b, row, split, q_len, cache, lengths, num_splits, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
+            BOUND_RIGHT, IS_SPLIT, FIXED,
         )  # fmt: skip
         if EXPECTS:
             lost = given - early.kept_of(given, tiles, expected)
@@ -189,8 +197,12 @@ def multiply_units(
         )  # fmt: skip
         turn += tiles[5]
         token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
-        store_split(
-            out_ptr, lse_ptr, lse_strides, peak, total, acc, b, q_start, token, head, in_q & lives,
-            gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT)), lengths[2], split, num_splits,
-            HEADS_KV * GROUP, HEAD_DIM_V,
-        )  # fmt: skip
+        cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
+        if STATES:
+            flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
+            store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q & lives, cols, HEAD_DIM_V)
+        else:
+            store_split(
+                out_ptr, lse_ptr, lse_strides, peak, total, acc, b, q_start, token, head, in_q & lives, cols,
+                lengths[2], split, num_splits, HEADS_KV * GROUP, HEAD_DIM_V,
+            )  # fmt: skip

@@ -6,8 +6,8 @@ themselves, by the same functions; loaders are ahead.
 
 Where a program is on its way is told by three numbers: of runs the tile counted that the part begins at, its
 sequence, and what is counted before that; of fixed sizes the number of the part, its sequence, and how many
-parts are left. ``fixed`` is the most parts of a sequence, tiles of a split and of a leaf, and whether leaves
-are parts; of runs all of them are None.
+parts are left. It goes from sequence to sequence, and in each from part to part. ``FIXED`` is as in
+:mod:`~flash_decoding.kernels.fixed_sizes`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ SEQUENCES = gl.constexpr(
     gl.BlockedLayout([runs.BATCH.value // ring.WARP.value], [ring.WARP.value], [MULTIPLIERS.value], [0])
 )
 """Which thread looks at which sequence: every warp at all of them, so that none waits for another."""
+
+FEW_SEQUENCES = gl.constexpr(
+    gl.BlockedLayout([runs.FEW.value // ring.WARP.value], [ring.WARP.value], [MULTIPLIERS.value], [0])
+)
+"""The same of no more than are looked at early."""
 
 IN_A_ROW = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
@@ -52,28 +57,35 @@ def begin(
     where: gl.tuple,
     tiles: gl.tensor,
     lengths: gl.tuple,
-    fixed: gl.tuple,
     GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
+    FIXED: gl.constexpr,
     VIA: gl.constexpr = VIA_L1,
 ) -> gl.tuple:
     """Where a program's way begins: the three numbers; and of runs the tiles of one, how many more each
     sequence counts than it has, and where the run ends.
     """
-    row, _, run, num_runs, batch = where
+    row, _, run, num_runs, batch, num_parts = where
     seqlens_ptr, leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, left, right = lengths
-    num_parts, split_tiles, leaf_tiles, by_leaf = fixed
     lanes = gl.arange(0, runs.BATCH, SEQUENCES)
-    if split_tiles is not None:
-        b, at, before = whole.find(
-            run, num_runs, row, batch, seqlens_ptr, leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
-            capacity, left, right, num_parts, split_tiles, leaf_tiles, by_leaf, lanes, GROUP, BLOCK_M,
-            BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA,
-        )  # fmt: skip
-        size, extra, stop = 0, 0, 0
+    few = gl.arange(0, runs.FEW, FEW_SEQUENCES)
+    size, extra, stop = 0, 0, 0
+    if FIXED[0] > 0:
+        if VIA == VIA_L1:
+            b, at, before = whole.find(
+                run, num_runs, row, batch, seqlens_ptr, leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+                capacity, left, right, num_parts, lanes, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
+                FIXED, VIA,
+            )  # fmt: skip
+        else:
+            b, at, before = whole.find_early(
+                run, num_runs, row, batch, seqlens_ptr, leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+                capacity, left, right, num_parts, lanes, few, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT,
+                BOUND_RIGHT, FIXED, VIA,
+            )  # fmt: skip
     else:
         if VIA == VIA_L1:
             b, before, size, all_tiles, extra = runs.find(
@@ -81,9 +93,10 @@ def begin(
                 capacity, left, right, lanes, tiles, True, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
             )  # fmt: skip
         else:
-            b, before, size, all_tiles, extra = runs.find_among_few(
-                run, num_runs, batch, lanes, tiles, BLOCK_N
-            )
+            b, before, size, all_tiles, extra = runs.find_early(
+                run, num_runs, batch, seqlens_ptr, leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens,
+                capacity, left, right, lanes, tiles, few, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA,
+            )  # fmt: skip
         at = run * size
         stop = gl.minimum(at + size, all_tiles)
     return at, b, before, size, extra, stop
@@ -95,12 +108,12 @@ def begin_by(
     early_tiles: gl.tensor,
     where: gl.tuple,
     lengths: gl.tuple,
-    fixed: gl.tuple,
     GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
+    FIXED: gl.constexpr,
 ) -> gl.tuple:
     """As :func:`begin`, by what was found from tiles that could be told early; they are in shared memory.
 
@@ -111,15 +124,15 @@ def begin_by(
     at, b, before, size, extra, stop = found
     if (batch > runs.BATCH) | (gl.max((tiles != early_tiles.load(SEQUENCES)).to(gl.int32), 0) > 0):
         at, b, before, size, extra, stop = begin(
-            where, tiles, lengths, fixed, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT
+            where, tiles, lengths, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, FIXED
         )
     return at, b, before, size, extra, stop
 
 
 @gluon.jit
-def goes_on(at: gl.tensor, before: gl.tensor, stop: gl.tensor, fixed: gl.tuple) -> gl.tensor:
+def goes_on(at: gl.tensor, before: gl.tensor, stop: gl.tensor, FIXED: gl.constexpr) -> gl.tensor:
     """Whether there is another part."""
-    if fixed[1] is not None:
+    if FIXED[0] > 0:
         result = before > 0
     else:
         result = at < stop
@@ -127,7 +140,7 @@ def goes_on(at: gl.tensor, before: gl.tensor, stop: gl.tensor, fixed: gl.tuple) 
 
 
 @gluon.jit
-def part_at(
+def visit(
     at: gl.tensor,
     b: gl.tensor,
     before: gl.tensor,
@@ -137,48 +150,69 @@ def part_at(
     where: gl.tuple,
     cache: gl.tuple,
     lengths: gl.tuple,
-    fixed: gl.tuple,
     GROUP: gl.constexpr,
     BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr,
     PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
+    FIXED: gl.constexpr,
     VIA: gl.constexpr = VIA_L1,
 ) -> gl.tuple:
-    """The part that a program is at.
+    """The sequence that a program is at: as many parts of it as are the program's, one after another.
 
     Returns:
-        Its queries' first token and number; end of the sequence's slots; its tiles, those of a leaf, whether
-        it is the first of its sequence; and the three numbers of the next part.
+        Its queries' first token and number; end of its slots; row of the cache and [lo, hi) of slots seen;
+        what :func:`part_at` takes; how many parts, and whether one is all there is of the sequence; and the
+        two numbers beside the next sequence's own.
     """
-    row, _, _, _, batch = where
+    row, _, _, _, batch, num_parts = where
     seqlens_ptr, leftpad_ptr, cu_seqlens_q_ptr, max_q_len, new_tokens, capacity, left, right = lengths
     cache_row = load.cache_row(b, cache[4], cache[5], VIA)
-    if fixed[1] is not None:
+    if FIXED[0] > 0:
         q_start, q_len = keys.query_span(b, cu_seqlens_q_ptr, max_q_len, VIA)
         end, lo, hi = keys.seen_by(
             b, row, q_len, seqlens_ptr, leftpad_ptr, new_tokens, capacity, left, right, GROUP, BLOCK_M,
             BOUND_LEFT, BOUND_RIGHT, VIA,
         )  # fmt: skip
         origin, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
-        part, leaf, parts = fixed_sizes.share(tiles, fixed[0], fixed[1], fixed[2], fixed[3])
-        has_rows = row < q_len * GROUP  # a short query may have none here: then nothing is read or written
-        first, count = fixed_sizes.hand_of(at, origin, gl.where(has_rows, tiles, 0), part)
-        step = 1
-        is_first = at == 0
-        is_last = (count < part) | (at + 1 >= parts)
-        next_at = gl.where(is_last, 0, at + 1)
-        next_b = b + is_last.to(gl.int32)
-        next_before = before - has_rows.to(gl.int32)
+        size = fixed_sizes.sizes(tiles, FIXED)
+        _, _, all_parts = fixed_sizes.parts_of(tiles, num_parts, FIXED)
+        # a short query may have no rows here: then nothing is read or written
+        parts = gl.where(row < q_len * GROUP, gl.minimum(all_parts - at, before), 0)
+        hands = (origin, size)
+        is_whole = all_parts == 1
+        next_at = 0
+        next_before = before - parts
     else:
         q_start, q_len, end, lo, hi, first, step, count, next_at, next_before = run_parts.part_at(
             at, b, before, size, extra, stop, row, batch, seqlens_ptr, leftpad_ptr, cu_seqlens_q_ptr,
             max_q_len, new_tokens, capacity, left, right, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT,
             PAGE_SIZE > 0, VIA,
         )  # fmt: skip
-        leaf = 0
-        is_first = at == before
-        next_b = b + 1
-    tiles = (cache_row, lo, hi, first, step, count)
-    return q_start, q_len, end, tiles, leaf, is_first, next_at, next_b, next_before
+        parts = 1
+        hands = (first, (step, count, 0, 0, 0))
+        is_whole = (at == before) & (next_at == next_before)
+    return q_start, q_len, end, (cache_row, lo, hi), hands, parts, is_whole, next_at, next_before
+
+
+@gluon.jit
+def part_at(
+    part: gl.tensor,
+    before: gl.tensor,
+    seen: gl.tuple,
+    hands: gl.tuple,
+    PAGE_SIZE: gl.constexpr,
+    FIXED: gl.constexpr,
+) -> gl.tuple:
+    """Tiles of a part of the sequence that a program is at, those of a leaf, and whether it is the first."""
+    cache_row, lo, hi = seen
+    first, size = hands
+    if FIXED[0] > 0:
+        first, step, count = fixed_sizes.hand_of(part, first, size, PAGE_SIZE > 0, FIXED)
+        leaf = size[4]
+        is_first = part == 0
+    else:
+        step, count, leaf, _, _ = size
+        is_first = part == before
+    return (cache_row, lo, hi, first, step, count), leaf, is_first
