@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 
 from flash_decoding.invariant import FEW_LEAVES, LEAFY_SPLITS, MOST_SPLITS
-from flash_decoding.kernels import keys
+from flash_decoding.kernels import fixed_sizes, keys
+from flash_decoding.plan import Hardware, make_plan
+from flash_decoding.spec import Problem
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_N = 16
@@ -120,3 +122,18 @@ def test_fixed_splits_and_leaves_follow_from_the_sequence_alone(  # noqa: PLR091
         starts = range(0, max(largest, 1), leaf)
         splits = [split[first : first + leaf] for split in splits for first in starts]
     assert parts == splits[:num_parts]
+
+
+@pytest.mark.parametrize("heads_kv", [2, 8, 64])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("capacity", [1, 63, 64, 500, 1025, 2048, 4097, 9000, 20_000, 300_000])
+def test_plans_have_room_for_every_part(capacity: int, head_dim: int, heads_kv: int) -> None:
+    """Of any length up to the capacity; the longest is not the one of most parts."""
+    problem = Problem(1, 1, 64, heads_kv, head_dim, head_dim, capacity, 2)
+    plan = make_plan(problem, Hardware.named("H200"), batch_invariant=True)
+    sizes = fixed_sizes.constants(plan)
+    fixed = (sizes["SPLIT_TILES"], sizes["LEAF_TILES"], sizes["SHORT_TILES"], bool(sizes["BY_LEAF"]))
+    most = -(-capacity // plan.tile.block_n)
+    for tiles in {1, most // 2, most - most // 7, most}:
+        _, parts = share(0, tiles * BLOCK_N, MAX_PARTS, fixed)
+        assert len(parts) <= plan.num_splits
