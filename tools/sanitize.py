@@ -31,18 +31,17 @@ from tests.kernel_cases import EDGES
 DEVICE = torch.device("cuda")
 
 
-def run_case(case: Case, num_splits: int) -> None:
-    """One attention call through the Triton variant."""
+def run_case(case: Case) -> None:
+    """One attention call in every way that the Triton variant has."""
     inputs = make_inputs(case, device=DEVICE)
     problem = execute.problem_of(*inputs, return_lse=True)
     hardware = Hardware.of(DEVICE)
     portable = dataclasses.replace(hardware, triton=(3, 4))  # which gives warps no roles
     for which in dict.fromkeys((hardware, portable)):
-        plan = make_plan(problem, which, num_splits=num_splits)
-        execute.run_kernels(*inputs, plan)
-        execute.run_kernels(*inputs, across_sequences(plan))
-        for fixed in fixed_sizes(make_plan(problem, which, batch_invariant=True)):
-            execute.run_kernels(*inputs, fixed)
+        whole, split = (make_plan(problem, which, num_splits=number) for number in (1, 3))
+        fixed = fixed_sizes(make_plan(problem, which, batch_invariant=True))
+        for plan in dict.fromkeys((whole, split, across_sequences(split), *fixed)):
+            execute.run_kernels(*inputs, plan)
 
 
 def across_sequences(plan: Plan) -> Plan:
@@ -51,16 +50,15 @@ def across_sequences(plan: Plan) -> Plan:
 
 
 def fixed_sizes(plan: Plan) -> tuple[Plan, ...]:
-    """A batch-invariant plan with splits of two tiles and leaves of one: a program for each split, for each
-    leaf, or some that share them across sequences. There is scratch for three parts of a sequence.
+    """A batch-invariant plan with splits of two tiles and leaves of one: a single split, a program for each
+    split or each leaf, or some that share them across sequences. There is scratch for three parts of one.
     """
     keys = plan.tile.block_n
     plan = dataclasses.replace(plan, kind="flash_decoding", num_splits=3, by_leaf=False, runs=0)
     small = dataclasses.replace(plan, split_tokens=2 * keys, leaf_tokens=keys)
     shared, by_leaf = dataclasses.replace(small, runs=5), dataclasses.replace(small, by_leaf=True)
-    if plan.roles:
-        return shared, dataclasses.replace(by_leaf, runs=5), dataclasses.replace(small, num_splits=1)
-    return small, by_leaf, shared
+    alone = dataclasses.replace(small, num_splits=1)
+    return alone, small, by_leaf, shared, *((dataclasses.replace(by_leaf, runs=5),) if plan.roles else ())
 
 
 def run_wrong_numbers() -> None:
@@ -121,9 +119,9 @@ def run_control() -> None:
 
 def jobs() -> Iterator[Callable[[], None]]:
     """All launches, in pieces that need nothing of each other."""
-    for case, num_splits in itertools.product(EDGES, (1, 3)):
-        yield functools.partial(run_case, case, num_splits)
-    yield from (run_wrong_numbers, run_linear_layers, run_merge, run_control)
+    yield from (run_control, run_wrong_numbers, run_linear_layers, run_merge)
+    for case in EDGES:
+        yield functools.partial(run_case, case)
 
 
 def main(shard: int = 0, shards: int = 1) -> None:
