@@ -105,7 +105,7 @@ def run_kernels(
     """The Triton variant of :func:`attention`, for a plan in hand."""
     from flash_decoding.kernels import combine
 
-    attend, balanced = _kernels(roles=plan.roles)
+    attend, balanced, _ = _kernels(roles=plan.roles)
 
     q = queries.q
     heads, head_dim_v, splits = queries.heads, cache.v.shape[-1], plan.num_splits
@@ -144,27 +144,18 @@ def run_kernels(
     return out, lse
 
 
-def _kernels(*, roles: bool) -> tuple[Any, Any]:
-    """The kernels of even splits and of runs: by warps with roles, or by warps that do everything."""
+def _kernels(*, roles: bool) -> tuple[Any, Any, Any]:
+    """The kernels of even splits, of equal runs, and of runs of whole splits of a fixed size: by warps with
+    roles, or by warps that do everything.
+    """
     if roles:
         from flash_decoding.kernels.roles import attend as even
         from flash_decoding.kernels.roles import balanced as runs
 
-        return even, runs
-    from flash_decoding.kernels import attend, balanced
+        return even, runs, runs
+    from flash_decoding.kernels import attend, balanced, fixed
 
-    return attend, balanced
-
-
-def _shared_splits(*, roles: bool) -> Any:
-    """The kernel of splits of a fixed size that programs share whole."""
-    if roles:
-        from flash_decoding.kernels.roles import balanced as with_roles
-
-        return with_roles
-    from flash_decoding.kernels import fixed
-
-    return fixed
+    return attend, balanced, fixed
 
 
 def _run_fixed(
@@ -183,13 +174,13 @@ def _run_fixed(
 
     rows = (out.numel() // (queries.heads * out.shape[-1]), queries.heads, plan.num_splits)
     parts, sums = _new(queries, *rows, out.shape[-1]), _new(queries, *rows, 2)
+    attend, _, shared = _kernels(roles=plan.roles)
     if plan.runs:
-        first = _shared_splits(roles=plan.roles).launch(
+        first = shared.launch(
             queries, cache, options, plan, parts=parts, part_lse=sums, out=out, lse=lse,
             lse_strides=lse_strides,
         )  # fmt: skip
     else:
-        attend, _ = _kernels(roles=plan.roles)
         first = attend.launch(queries, cache, options, plan, out=parts, lse=sums, lse_strides=(0, 0, 0, 0))
     last = fold.launch(
         queries, cache, options, plan, parts=parts, part_lse=sums, out=out, lse=lse, lse_strides=lse_strides
@@ -205,10 +196,11 @@ def warmup(queries: Queries, cache: KVCache, options: Options) -> None:
     by work, and which tile.
     """
     from flash_decoding.kernels.combine import SPLITS_AHEAD
+    from flash_decoding.kernels.fold import PARTS_AHEAD
 
     problem = problem_of(queries, cache, options, return_lse=True)
     hardware = Hardware.of(queries.q.device)
-    plans = plans_ahead(problem, hardware, splits=SPLITS_AHEAD)
+    plans = plans_ahead(problem, hardware, splits=SPLITS_AHEAD, parts=PARTS_AHEAD)
     for plan, return_lse in itertools.product(plans, (False, True)):
         run_kernels(queries, cache, options, plan, return_lse=return_lse)
 

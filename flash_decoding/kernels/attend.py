@@ -174,8 +174,10 @@ def attend_kernel(
     )  # fmt: skip
     cols = tl.arange(0, BLOCK_DV)
     if STATES:
-        flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-        store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q, cols, HEAD_DIM_V)
+        store_state(
+            out_ptr, lse_ptr, peak, total, acc, q_start, token, head, in_q, cols, split, num_splits,
+            HEADS_KV * GROUP, HEAD_DIM_V,
+        )  # fmt: skip
     else:
         store_split(
             out_ptr, lse_ptr, (lse_sequence, lse_head, lse_token, lse_split), peak, total, acc, b, q_start,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import ahead, arguments, attend, load, overlap, repeat, run_parts, runs, softmax
+from flash_decoding.kernels import ahead, arguments, attend, load, overlap, repeat, run_parts, runs
 from flash_decoding.kernels.part import are_finished, read_part
-from flash_decoding.kernels.rows import store_final, store_out
+from flash_decoding.kernels.rows import store_final, store_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,9 +142,10 @@ def attend_balanced_kernel(
                 token, head, in_q, cols, cu_seqlens_q_ptr, HEADS_KV * GROUP, HEAD_DIM_V,
             )  # fmt: skip
         else:
-            part_row = (tl.cast(run + b, tl.int64) * max_q_len + token) * (HEADS_KV * GROUP) + head
-            store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
-            tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
+            store_part(
+                out_ptr, lse_ptr, peak, total, acc, run + b, max_q_len, token, head, in_q, cols,
+                HEADS_KV * GROUP, HEAD_DIM_V,
+            )  # fmt: skip
         at = until
         before = behind
         b += 1

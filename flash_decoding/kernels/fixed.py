@@ -164,7 +164,7 @@ def attend_fixed_kernel(
         )  # fmt: skip
         origin, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
         size = fixed_sizes.sizes(tiles, FIXED)
-        _splits, _leaves, parts = fixed_sizes.parts_of(tiles, num_splits, FIXED)
+        parts = fixed_sizes.parts_of(size, num_splits, FIXED)
         first_tile, step, count = fixed_sizes.hand_of(split, origin, size, PAGE_SIZE > 0, FIXED)
         has_rows = row < q_len * GROUP  # a short query may have none here: then nothing is read or written
         count = tl.where(has_rows, count, 0)
@@ -184,8 +184,10 @@ def attend_fixed_kernel(
                 token, head, in_q, cols, cu_seqlens_q_ptr, HEADS_KV * GROUP, HEAD_DIM_V,
             )  # fmt: skip
         else:
-            flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-            store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q, cols, HEAD_DIM_V)
+            store_state(
+                out_ptr, lse_ptr, peak, total, acc, q_start, token, head, in_q, cols, split, num_splits,
+                HEADS_KV * GROUP, HEAD_DIM_V,
+            )  # fmt: skip
         left -= has_rows.to(tl.int32)
         is_last = (split + 1 >= parts) | (row >= q_len * GROUP)
         b += is_last.to(tl.int32)

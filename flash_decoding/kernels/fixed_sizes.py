@@ -66,17 +66,14 @@ def sizes(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tuple:
 
 @triton.jit
 def parts_of(
-    tiles: tl.tensor,
+    size: tl.tuple,  # as by :func:`sizes`
     num_parts: tl.tensor,
     FIXED: tl.constexpr,
-) -> tl.tuple:
-    """Splits of so many tiles, parts of each, and parts in all.
-
-    Never are there more parts than ``num_parts``, which scratch has room for, whatever the lengths say.
-    """
-    splits, _, _, leaves, _ = sizes(tiles, FIXED)
+) -> tl.tensor:
+    """Parts of all splits; never more than ``num_parts``, which scratch has room for."""
+    splits, _, _, leaves, _ = size
     per_split = leaves if FIXED[3] else 1
-    return splits, per_split, tl.minimum(splits * per_split, num_parts)
+    return tl.minimum(splits * per_split, num_parts)
 
 
 @triton.jit

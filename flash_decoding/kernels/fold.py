@@ -30,6 +30,9 @@ LANES = tl.constexpr(8)
 """Splits merged at a time. It tells the order of sums, so no size may change it."""
 
 FEW_PARTS = 32
+PARTS_AHEAD = (2, FEW_PARTS + 1)
+"""Numbers of parts that are merged by kernels that differ."""
+
 FEW, MANY = (64, 2), (16, 8)
 """Columns of a program, and how many parts of each lane are on their way together: for rows of few parts, of
 which there are many, and for rows of many parts or of leaves. Programs are to find places beside those of the
@@ -86,7 +89,9 @@ def lanes_of(
     """
     tl.static_assert(fixed_sizes.LEAFY_SPLITS <= LANES, "a lane merges the leaves of one split, or splits")
     _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
-    splits, per_split, live_parts = fixed_sizes.parts_of(tiles, num_parts, FIXED)
+    size = fixed_sizes.sizes(tiles, FIXED)
+    splits, _, _, per_split, _ = size
+    live_parts = fixed_sizes.parts_of(size, num_parts, FIXED)
     if FIXED[3]:
         has_leaves = splits <= LANES
         count = tl.where(has_leaves, per_split, tl.cdiv(splits, LANES))

@@ -173,7 +173,7 @@ def part_of(
         leaf = size[4]
         if IS_SPLIT:
             first, step, count = fixed_sizes.hand_of(part, origin, size, PAGED, FIXED)
-            _, _, live = fixed_sizes.parts_of(tiles, num_parts, FIXED)
+            live = fixed_sizes.parts_of(size, num_parts, FIXED)
     elif IS_SPLIT:
         live = live_splits(tiles, num_parts)
         first, step, count = hand_of(part, origin, tiles, live, PAGED)

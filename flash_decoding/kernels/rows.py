@@ -54,15 +54,45 @@ def store_state(
     peak: tl.tensor,
     total: tl.tensor,
     acc: tl.tensor,
-    flat_row: tl.tensor,
+    q_start: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
     in_q: tl.tensor,
     cols: tl.tensor,
+    part: tl.tensor,
+    num_parts: tl.tensor,
+    HEADS: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
 ) -> None:
-    """Write states: acc to a contiguous (flat rows, HEAD_DIM_V), peak and total to (flat rows, 2)."""
+    """Write states of a part: acc to (tokens, HEADS, num_parts, HEAD_DIM_V), peak and total beside it to
+    (tokens, HEADS, num_parts, 2).
+    """
+    flat_row = ((q_start + token) * HEADS + head) * num_parts + part
     store_out(acc_ptr, acc, flat_row, in_q, cols, HEAD_DIM_V)
     tl.store(sums_ptr + flat_row * 2, peak, mask=in_q)
     tl.store(sums_ptr + flat_row * 2 + 1, total, mask=in_q)
+
+
+@triton.jit
+def store_part(
+    out_ptr: tl.tensor,
+    lse_ptr: tl.tensor,
+    peak: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    number: tl.tensor,
+    max_q_len: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    in_q: tl.tensor,
+    cols: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+) -> None:
+    """Write the result of a run's part to out (parts, max_q_len, HEADS, HEAD_DIM_V), and its LSE."""
+    part_row = (tl.cast(number, tl.int64) * max_q_len + token) * HEADS + head
+    store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
+    tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
 
 
 @triton.jit
@@ -127,9 +157,9 @@ def store_final(
     HEADS: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
 ) -> None:
-    """Write the result of a whole sequence to out (tokens, HEADS, HEAD_DIM_V), and its LSE if any."""
-    flat_row = (q_start + token) * HEADS + head
-    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
-    if lse_ptr is not None:
-        offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr)
-        tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)
+    """Write the result of a whole sequence, as that of its only split."""
+    strides = (lse_strides[0], lse_strides[1], lse_strides[2], 0)
+    store_split(
+        out_ptr, lse_ptr, strides, peak, total, acc, b, q_start, token, head, in_q, cols, cu_seqlens_q_ptr, 0,
+        1, HEADS, HEAD_DIM_V,
+    )  # fmt: skip

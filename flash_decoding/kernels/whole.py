@@ -59,12 +59,12 @@ def splits_of(
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT, VIA,
     )  # fmt: skip
     _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
-    _, least, larger, _, leaf = fixed_sizes.sizes(tiles, FIXED)
-    _, _, parts = fixed_sizes.parts_of(tiles, num_splits, FIXED)
-    size = leaf if FIXED[3] else least + (larger > 0).to(tl.int32)
+    size = fixed_sizes.sizes(tiles, FIXED)
+    _, least, larger, _, leaf = size
     has_rows = (sequences < batch) & (row < q_len * GROUP)
-    parts = tl.where(has_rows, parts, 0)
-    return parts, parts * (size + changeover), size + changeover
+    parts = tl.where(has_rows, fixed_sizes.parts_of(size, num_splits, FIXED), 0)
+    counted = (leaf if FIXED[3] else least + (larger > 0).to(tl.int32)) + changeover
+    return parts, parts * counted, counted
 
 
 @triton.jit

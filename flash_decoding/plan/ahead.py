@@ -11,17 +11,17 @@ from flash_decoding.plan.planner import fixed_tokens, invariant_tiles, runs_tile
 from flash_decoding.plan.tiles import tiles_for
 from flash_decoding.spec import Plan, Problem
 
-MANY_PARTS = 33
-"""Parts of a fixed size from which those of a row are loaded several at a time."""
 
-
-def plans_ahead(problem: Problem, hardware: Hardware, *, splits: tuple[int, ...]) -> list[Plan]:
+def plans_ahead(
+    problem: Problem, hardware: Hardware, *, splits: tuple[int, ...], parts: tuple[int, ...]
+) -> list[Plan]:
     """Plans that between them launch every kernel that a call with these heads, pages and options can.
 
     Args:
         problem: a small call; no length, batch or number of splits is compiled in.
         hardware: where it is to run.
         splits: numbers of them that are combined by kernels that differ, the fewest first.
+        parts: the same of parts of a fixed size.
     """
     overlaps, with_roles = hardware.overlaps_launches, roles.suits(problem, hardware)
     tiles = [(tile, False) for tile in tiles_for(problem, hardware)]
@@ -35,15 +35,15 @@ def plans_ahead(problem: Problem, hardware: Hardware, *, splits: tuple[int, ...]
     tile = roles.runs_tile(problem) if with_roles else runs_tile(problem, hardware)
     shared = [
         Plan(
-            "flash_decoding", "triton", tile, parts * problem.batch, 0, (), overlaps, balanced=True,
+            "flash_decoding", "triton", tile, number * problem.batch, 0, (), overlaps, balanced=True,
             roles=with_roles,
         )
-        for parts in splits
+        for number in splits
     ]  # fmt: skip
-    return [*one, *several, *shared, *_fixed_plans(problem, hardware)]
+    return [*one, *several, *shared, *_fixed_plans(problem, hardware, parts)]
 
 
-def _fixed_plans(problem: Problem, hardware: Hardware) -> list[Plan]:
+def _fixed_plans(problem: Problem, hardware: Hardware, parts: tuple[int, ...]) -> list[Plan]:
     """Those of batch-invariant calls: one split or more, or leaves; with a program each, or shared."""
     overlaps, with_roles = hardware.overlaps_launches, roles.suits_any_batch(problem, hardware)
     if with_roles:
@@ -55,11 +55,11 @@ def _fixed_plans(problem: Problem, hardware: Hardware) -> list[Plan]:
         "flash_decoding", "triton", each, 1, tokens, (), overlaps, roles=with_roles, leaf_tokens=leaf_tokens
     )
     plans = [one]
-    for parts in (2, MANY_PARTS):
-        plans.append(dataclasses.replace(one, num_splits=parts))
-        plans.append(dataclasses.replace(one, num_splits=parts, runs=2, tile=shared))
+    for number in parts:
+        plans.append(dataclasses.replace(one, num_splits=number))
+        plans.append(dataclasses.replace(one, num_splits=number, runs=2, tile=shared))
     if leaf_tokens:
         tile = roles.runs_tile(problem, few_keys=True) if with_roles else each
-        by_leaf = dataclasses.replace(one, tile=tile, num_splits=2, by_leaf=True)
+        by_leaf = dataclasses.replace(one, tile=tile, num_splits=parts[0], by_leaf=True)
         plans += [by_leaf, dataclasses.replace(by_leaf, runs=2)] if with_roles else [by_leaf]
     return plans

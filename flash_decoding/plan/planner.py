@@ -233,7 +233,7 @@ def fixed_tokens(problem: Problem, tile: Tile) -> tuple[int, int]:
 
 def has_leaves(problem: Problem, tile: Tile) -> bool:
     """Whether splits are made of leaves: where registers have room for a split's state beside a leaf's."""
-    return tile.block_m == 16 and padded(problem.head_dim_v) <= 128 and problem.element_bytes == 2
+    return tile.block_m == FEW_ROWS and padded(problem.head_dim_v) <= 128 and problem.element_bytes == 2
 
 
 def most_splits(tiles: int, split_tiles: int) -> int:

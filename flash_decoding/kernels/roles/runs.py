@@ -5,11 +5,11 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from flash_decoding.kernels import keys, overlap, softmax
+from flash_decoding.kernels import keys, overlap
 from flash_decoding.kernels.roles import early, walk
 from flash_decoding.kernels.roles.loading import load_first, load_part
 from flash_decoding.kernels.roles.multiplying import PRODUCT, load_q, multiply_part, rows_of
-from flash_decoding.kernels.rows import store_final, store_out, store_state
+from flash_decoding.kernels.rows import store_final, store_part, store_state
 
 
 @gluon.jit
@@ -146,19 +146,20 @@ def multiply_run(
             token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
             cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
             if FIXED[0] > 0:  # and no registers for two ways to write
-                part_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_parts + part
-                store_state(out_ptr, lse_ptr, peak, total, acc, part_row, in_q, cols, HEAD_DIM_V)
+                store_state(
+                    out_ptr, lse_ptr, peak, total, acc, q_start, token, head, in_q, cols, part, num_parts,
+                    HEADS_KV * GROUP, HEAD_DIM_V,
+                )  # fmt: skip
             elif is_whole:
                 store_final(
                     final[0], final[1], final[2], peak, total, acc, b, q_start, token, head, in_q, cols,
                     lengths[2], HEADS_KV * GROUP, HEAD_DIM_V,
                 )  # fmt: skip
             else:
-                part_row = ((run + b).to(gl.int64) * lengths[3] + token) * (HEADS_KV * GROUP) + head
-                store_out(
-                    out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V
-                )
-                gl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
+                store_part(
+                    out_ptr, lse_ptr, peak, total, acc, run + b, lengths[3], token, head, in_q, cols,
+                    HEADS_KV * GROUP, HEAD_DIM_V,
+                )  # fmt: skip
         at = next_at
         b += 1
         before = next_before

@@ -199,8 +199,10 @@ def multiply_units(
         token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
         cols = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, PRODUCT))
         if STATES:
-            flat_row = ((q_start + token) * (HEADS_KV * GROUP) + head) * num_splits + split
-            store_state(out_ptr, lse_ptr, peak, total, acc, flat_row, in_q & lives, cols, HEAD_DIM_V)
+            store_state(
+                out_ptr, lse_ptr, peak, total, acc, q_start, token, head, in_q & lives, cols, split,
+                num_splits, HEADS_KV * GROUP, HEAD_DIM_V,
+            )  # fmt: skip
         else:
             store_split(
                 out_ptr, lse_ptr, lse_strides, peak, total, acc, b, q_start, token, head, in_q & lives, cols,

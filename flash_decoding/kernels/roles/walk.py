@@ -177,7 +177,7 @@ def visit(
         )  # fmt: skip
         origin, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
         size = fixed_sizes.sizes(tiles, FIXED)
-        _, _, all_parts = fixed_sizes.parts_of(tiles, num_parts, FIXED)
+        all_parts = fixed_sizes.parts_of(size, num_parts, FIXED)
         # a short query may have no rows here: then nothing is read or written
         parts = gl.where(row < q_len * GROUP, gl.minimum(all_parts - at, before), 0)
         hands = (origin, size)
