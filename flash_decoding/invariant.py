@@ -5,7 +5,7 @@ from __future__ import annotations
 SPLIT_TOKENS = 1024
 """Keys of a split at most, unless MOST_SPLITS of them are not enough."""
 
-MANY_HEADS, SPLIT_TOKENS_OF_MANY_HEADS = 8, 2048
+MANY_HEADS, SPLIT_TOKENS_OF_MANY_HEADS = 8, 2560
 """Key/value heads from which splits are larger, and how large: then they need not make work for all of a GPU,
 and what each costs at its end weighs less."""
 

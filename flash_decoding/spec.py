@@ -270,6 +270,7 @@ class Tile:
     block_n: int
     num_warps: int
     num_stages: int
+    in_flight: int = 0  # stages loaded at once, at most, by warps with roles; 0: all
 
 
 @dataclass(frozen=True)
@@ -277,8 +278,7 @@ class Plan:
     """What will run: decided from a :class:`Problem` and a ``Hardware``, and from nothing else."""
 
     kind: Kind
-    variant: str
-    """Name of the row of ``plan.variants`` that runs it."""
+    variant: str  # name of the row of ``plan.variants`` that runs it
     tile: Tile
     num_splits: int
     split_tokens: int

@@ -110,18 +110,58 @@ def test_fixed_splits_and_leaves_follow_from_the_sequence_alone(  # noqa: PLR091
     least, larger = divmod(len(tiles), count)
     largest = least + (larger > 0)
     if count == 1:
-        assert leaf == (2 * short if len(tiles) > FEW_LEAVES * short else short)
+        sizes_of_one = (short, 2 * short, 4 * short)
+        fitting = (size for size in sizes_of_one if -(-len(tiles) // size) <= FEW_LEAVES)
+        assert leaf == next(fitting, 4 * short)
     else:
         assert leaf == (leaf_tiles if count <= LEAFY_SPLITS else largest), "many splits have one leaf each"
     if paged:
-        borders = [split * least + min(split, larger) for split in range(count + 1)]
+        borders = [split * least + split * larger // count for split in range(count + 1)]
         splits = [list(tiles[start:stop]) for start, stop in itertools.pairwise(borders)]
     else:
-        splits = [list(tiles[split::count]) for split in range(count)]
+        bits = count.bit_length() - 1
+        hands = [int(f"{split:0{bits}b}"[::-1], 2) if bits else 0 for split in range(count)]
+        splits = [list(tiles[hand::count]) for hand in hands]
     if by_leaf:
         starts = range(0, max(largest, 1), leaf)
         splits = [split[first : first + leaf] for split in splits for first in starts]
     assert parts == splits[:num_parts]
+
+
+@triton.jit(do_not_specialize=["lo", "hi", "left", "right"])  # type: ignore[untyped-decorator]  # triton.jit
+def clear_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
+    out_ptr: tl.tensor,
+    sees_ptr: tl.tensor,
+    position_ptr: tl.tensor,
+    lo: tl.tensor,
+    hi: tl.tensor,
+    left: tl.tensor,
+    right: tl.tensor,
+    ROWS: tl.constexpr,  # noqa: N803 - a compile-time constant
+    SLOTS: tl.constexpr,  # noqa: N803 - likewise
+    BOUND_LEFT: tl.constexpr,  # noqa: N803 - likewise
+    BOUND_RIGHT: tl.constexpr,  # noqa: N803 - likewise
+) -> None:
+    rows, slots = tl.arange(0, ROWS), tl.arange(0, SLOTS)
+    position = tl.load(position_ptr + rows)
+    first, last = keys.seen_by_all(position, lo, hi, left, right, BOUND_LEFT, BOUND_RIGHT)
+    tl.store(out_ptr, first)
+    tl.store(out_ptr + 1, last)
+    live = (slots >= lo) & (slots < hi)
+    sees = keys.row_sees(slots, live, position, left, right, BOUND_LEFT, BOUND_RIGHT)
+    tl.store(sees_ptr + rows[:, None] * SLOTS + slots[None, :], sees.to(tl.int32))
+
+
+@pytest.mark.parametrize(("left", "right"), [(-1, -1), (-1, 0), (20, 0), (9, 3), (40, -1)])
+@pytest.mark.parametrize(("lo", "hi"), [(0, 64), (7, 50), (30, 31)])
+def test_tiles_without_a_mask_are_those_that_every_row_sees(lo: int, hi: int, left: int, right: int) -> None:
+    rows, slots = 8, 64
+    position = torch.arange(40, 40 + rows, dtype=torch.int32, device=DEVICE)
+    out = torch.empty(2, dtype=torch.int32, device=DEVICE)
+    sees = torch.empty(rows, slots, dtype=torch.int32, device=DEVICE)
+    clear_kernel[(1,)](out, sees, position, lo, hi, left, right, rows, slots, left >= 0, right >= 0)
+    seen_by_all = sees.bool().all(0).nonzero().flatten().tolist()
+    assert seen_by_all == list(range(*out.tolist()))
 
 
 @pytest.mark.parametrize("heads_kv", [2, 8, 64])
@@ -134,6 +174,8 @@ def test_plans_have_room_for_every_part(capacity: int, head_dim: int, heads_kv: 
     sizes = fixed_sizes.constants(plan)
     fixed = (sizes["SPLIT_TILES"], sizes["LEAF_TILES"], sizes["SHORT_TILES"], bool(sizes["BY_LEAF"]))
     most = -(-capacity // plan.tile.block_n)
-    for tiles in {1, most // 2, most - most // 7, most}:
+    largest = {fixed[0] << i for i in range(8)} | {FEW_LEAVES * (fixed[2] << i) for i in range(3)}
+    lengths = {1, most // 2, most - most // 7, most} | largest | {tiles + 1 for tiles in largest}
+    for tiles in sorted(n for n in lengths if n <= most):
         _, parts = share(0, tiles * BLOCK_N, MAX_PARTS, fixed)
         assert len(parts) <= plan.num_splits

@@ -154,10 +154,10 @@ def test_packed_keys_may_begin_inside_a_tile() -> None:
 
 @pytest.mark.parametrize(
     ("heads_kv", "kv_len", "splits"),
-    [(2, 1024, 1), (2, 20000, 32), (8, 2048, 1), (8, 20000, 16), (8, 2**20, 128)],
+    [(2, 1024, 1), (2, 20000, 32), (8, 2560, 1), (8, 20000, 8), (8, 21000, 16), (8, 2**20, 128)],
 )
 def test_batch_invariant_splits_are_a_power_of_two(heads_kv: int, kv_len: int, splits: int) -> None:
-    """Of 1024 keys at most, of 2048 where there are many heads, and never more than 128."""
+    """Of 1024 keys at most, of 2560 where there are many heads, and never more than 128."""
     plan = make_plan(Problem(64, 1, 32, heads_kv, 128, 128, kv_len, 2), H200, batch_invariant=True)
     assert plan.num_splits == splits
     assert not plan.by_leaf
@@ -226,7 +226,7 @@ def test_explain_in_words() -> None:
     sizes: dict[str, Any] = {"batch": 64, "heads_q": 32, "heads_kv": 8, "head_dim": 128, "kv_len": 131072}
     invariant = str(explain(**sizes, batch_invariant=True, gpu="H200"))
     for part in (
-        "64 (up to 2048 keys each, more of long sequences), 128 programs",
+        "64 (up to 2560 keys each, more of long sequences), 128 programs",
         "16 programs for each key/value head share all splits",
     ):
         assert part in invariant

@@ -33,11 +33,12 @@ def suits(case: Case) -> bool:
 CASES = [dataclasses.replace(case, dtype=torch.bfloat16) for case in EDGES if suits(case)]
 
 
-def plan_of(case: Case, **changes: int | bool) -> Plan:
+def plan_of(case: Case, *, in_flight: int = 0, **changes: int | bool) -> Plan:
     """A plan for warps with roles, of small tiles: parts have several."""
     keys = 64 if padded(max(case.head_dim, case.head_dim_v or 0)) <= 128 else 32
     overlaps = Hardware.of(DEVICE).overlaps_launches
-    plan = Plan("flash_decoding", "triton", Tile(FEW_ROWS, keys, 4, 3), 1, 0, (), overlaps, roles=True)
+    tile = Tile(FEW_ROWS, keys, 4, 3, in_flight)
+    plan = Plan("flash_decoding", "triton", tile, 1, 0, (), overlaps, roles=True)
     return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]  # fields of both types
 
 
@@ -72,6 +73,29 @@ def test_edges(case: Case, changes: dict[str, int | bool]) -> None:
     assert execute.problem_of(*inputs, return_lse=True).aligned
     out, lse = execute.run_kernels(*inputs, plan_of(case, **changes))
     assert_close_to_reference(out, lse, *inputs)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_splits": 1},
+        {"num_splits": 1, "programs": 2},
+        {"num_splits": 3},
+        {"num_splits": 5, "balanced": True},
+    ],
+    ids=["whole", "one after another", "splits", "runs"],
+)
+def test_no_more_in_flight_than_asked_for(in_flight: int, changes: dict[str, int | bool]) -> None:
+    """The bits are those of loading all that there is room for."""
+    if not Hardware.of(DEVICE).gives_warps_roles:
+        pytest.skip("needs a Hopper GPU, and a Triton whose Gluon the kernels ran under")
+    case = Case(batch=4, capacity=1000, seqlens=(1000, 3, 0, 257), dtype=torch.bfloat16)
+    inputs = make_inputs(case, device=DEVICE)
+    out, lse = execute.run_kernels(*inputs, plan_of(case, in_flight=in_flight, **changes))
+    assert_close_to_reference(out, lse, *inputs)
+    all_at_once, _ = execute.run_kernels(*inputs, plan_of(case, **changes))
+    assert torch.equal(out, all_at_once)
 
 
 @pytest.mark.parametrize("lengths", [(1000, 3, 0, 257, 640), (64, 128, 129, 1000, 1)])

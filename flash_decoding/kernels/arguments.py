@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import triton
 
 from flash_decoding.kernels import fixed_sizes, keys, overlap, score
+from flash_decoding.kernels.part import FEW_ROWS, are_finished
 from flash_decoding.spec import padded
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 def inputs(
     queries: Queries, cache: KVCache, options: Options, out: Tensor, lse: Tensor | None
 ) -> tuple[object, ...]:
-    """What every attention kernel takes first, in its order."""
+    """What every attention kernel takes first, in its order.
+
+    Strides of values are None where values lie as keys do: then one address is enough for both. (In fp32, and
+    of wide heads, what has to be kept until then is more than it saves.)
+    """
+    k_strides, v_strides = cache.k.stride()[:3], cache.v.stride()[:3]
+    is_narrow = cache.k.element_size() == 2 and max(cache.k.shape[-1], cache.v.shape[-1]) <= 128
     q, table, alibi, mask = queries.q, cache.block_table, options.alibi_slopes, cache.key_mask
     return (
         q,
@@ -27,8 +34,8 @@ def inputs(
         out,
         lse,
         (0, *q.stride()[:2]) if queries.is_ragged else q.stride()[:3],
-        cache.k.stride()[:3],
-        cache.v.stride()[:3],
+        k_strides,
+        None if is_narrow and v_strides == k_strides else v_strides,
         cache.cache_seqlens,
         cache.cache_leftpad,
         mask,
@@ -66,7 +73,7 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         "BLOCK_M": plan.tile.block_m,
         "BLOCK_N": plan.tile.block_n,
         "PAGE_SIZE": cache.page_size,
-        "SOFTCAP": options.softcap > 0,
+        "SCORES": score.way_of(options),
         "OVERLAP": plan.overlap,
         "num_warps": plan.tile.num_warps,
         "num_stages": pipeline_stages(plan, cache),
@@ -84,6 +91,37 @@ def of_parts(plan: Plan) -> dict[str, int | bool]:
     states = plan.split_tokens > 0 and is_split
     kinds = {"IS_SPLIT": is_split, "STATES": states, "LEAVES": fixed_sizes.merges_leaves(plan)}
     return kinds | fixed_sizes.constants(plan)
+
+
+REDUCING_WARPS = 1
+"""Of a program that reduces. A warp does it without a barrier and starts the soonest: the best of 1 and 4 at
+every size measured."""
+
+REDUCING_REGISTERS = 128
+"""Of its threads, at most. Told so, the assembler asks for all parts before it needs the first; left to
+itself it makes do with fewer, and waits for some parts before it asks for others."""
+
+
+def of_reduction(
+    queries: Queries, cache: KVCache, options: Options, plan: Plan, head_dim_v: int
+) -> dict[str, Any]:
+    """What reductions are compiled for, and how they are built.
+
+    Many rows have more programs than there are places for: then fewer registers are better.
+    """
+    few = {"maxnreg": REDUCING_REGISTERS} if plan.overlap and plan.tile.block_m == FEW_ROWS.value else {}
+    return {
+        "GROUP": queries.heads // cache.heads,
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_M": plan.tile.block_m,
+        "BLOCK_N": plan.tile.block_n,
+        "FINISHED": are_finished(plan),
+        "OVERLAP": plan.overlap,
+        "num_warps": REDUCING_WARPS,
+        **few,
+        **overlap.launch_options(plan.overlap),
+        **keys.bounds(options, queries.q_len),
+    }
 
 
 STAGES_SCALAR_LOADS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)

@@ -74,7 +74,7 @@ def attend_kernel(
     lse_ptr: tl.tensor,
     q_strides: tl.tuple,  # token of the batch, token, head
     k_strides: tl.tuple,  # page, slot, head
-    v_strides: tl.tuple,
+    v_strides: tl.tuple,  # None: as those of keys
     cache_seqlens_ptr: tl.tensor,
     cache_leftpad_ptr: tl.tensor,
     key_mask_ptr: tl.tensor,
@@ -112,7 +112,7 @@ def attend_kernel(
     PAGE_SIZE: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SCORES: tl.constexpr,
     OVERLAP: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     SPLIT_TILES: tl.constexpr,  # 0 where live keys are shared evenly
@@ -122,6 +122,8 @@ def attend_kernel(
     STATES: tl.constexpr,
     LEAVES: tl.constexpr,
 ) -> None:
+    if v_strides is None:
+        v_strides = k_strides
     FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
@@ -170,7 +172,7 @@ def attend_kernel(
         sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows, table_stride, b,
         head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step, count, split == 0, leaf,
         HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
-        SOFTCAP, LEAVES,
+        SCORES, LEAVES,
     )  # fmt: skip
     cols = tl.arange(0, BLOCK_DV)
     if STATES:

@@ -41,7 +41,7 @@ def attend_balanced_kernel(
     lse_ptr: tl.tensor,
     q_strides: tl.tuple,  # token of the batch, token, head
     k_strides: tl.tuple,  # page, slot, head
-    v_strides: tl.tuple,
+    v_strides: tl.tuple,  # None: as those of keys
     cache_seqlens_ptr: tl.tensor,
     cache_leftpad_ptr: tl.tensor,
     key_mask_ptr: tl.tensor,
@@ -81,10 +81,12 @@ def attend_balanced_kernel(
     PAGE_SIZE: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SCORES: tl.constexpr,
     OVERLAP: tl.constexpr,
     FINISHES: tl.constexpr,
 ) -> None:
+    if v_strides is None:
+        v_strides = k_strides
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
     head_kv = pid // row_tiles % HEADS_KV
@@ -133,7 +135,7 @@ def attend_balanced_kernel(
             alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
             table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step,
             count, at == before, 0, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT, SOFTCAP, False,
+            BOUND_LEFT, BOUND_RIGHT, SCORES, False,
         )  # fmt: skip
         cols = tl.arange(0, BLOCK_DV)
         if (at == before) & (until == behind) & FINISHES:

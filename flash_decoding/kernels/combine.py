@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import keys, overlap, repeat, run_parts, softmax
-from flash_decoding.kernels.part import are_finished
+from flash_decoding.kernels import arguments, keys, overlap, repeat, run_parts, softmax
 from flash_decoding.kernels.rows import lse_offset
 from flash_decoding.spec import padded
 
@@ -27,11 +26,12 @@ BLOCKS = ((4, 128), (8, 128), (16, 64), (32, 32), (64, 16))
 size, small enough that programs find places beside those of the attention kernel, and the next call's need
 not wait for one."""
 
+LONG_PARTS = 32
+"""Parts of a long sequence among many short ones, at most, for which a program makes room at a time. All rows
+have a program for each of its blocks of columns, so these had better not be many."""
+
 SPLITS_AHEAD = (2, *(block[0] + 1 for block in BLOCKS[:-1]))
 """Numbers of splits that are combined by kernels that differ."""
-
-NUM_WARPS = 1
-"""A warp reduces without a barrier and starts the soonest: the best of 1 and 4 at every size measured."""
 
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = ["heads", "batch", "max_q_len", "new_tokens", "capacity", "num_splits"]
@@ -237,9 +237,7 @@ def launch(
         lse_strides: of lse, for (sequence, head, token).
     """
     heads, num_splits = queries.heads, plan.num_splits
-    tile = plan.tile
-    most = num_splits // queries.batch if plan.balanced else num_splits
-    block = block_of(most, parts.shape[-1])
+    block = block_of(parts_of_a_row(plan, queries.batch), parts.shape[-1])
     blocks = triton.cdiv(parts.shape[-1], block["BLOCK_COLS"])
     args = (
         parts,
@@ -262,20 +260,22 @@ def launch(
         num_splits,
     )
     constants = {
-        "GROUP": heads // cache.heads,
-        "HEAD_DIM_V": parts.shape[-1],
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
         **block,
         "ALL_LIVE": False,
         "BALANCED": plan.balanced,
-        "FINISHED": are_finished(plan),
-        "OVERLAP": plan.overlap,
-        "num_warps": NUM_WARPS,
-        **overlap.launch_options(plan.overlap),
-        **keys.bounds(options, queries.q_len),
+        **arguments.of_reduction(queries, cache, options, plan, parts.shape[-1]),
     }
     return repeat.launch(combine_kernel, blocks * queries.batch * queries.q_len * heads, args, constants)
+
+
+def parts_of_a_row(plan: Plan, batch: int) -> int:
+    """About how many parts those rows have whose program has something to do.
+
+    Where there are fewer runs than sequences, only long ones have more than one part, and those have many.
+    """
+    if not plan.balanced:
+        return plan.num_splits
+    return plan.num_splits // batch or min(plan.num_splits, LONG_PARTS)
 
 
 def block_of(parts: int, head_dim_v: int) -> dict[str, int]:

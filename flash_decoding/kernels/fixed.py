@@ -90,7 +90,7 @@ def attend_fixed_kernel(
     lse_ptr: tl.tensor,
     q_strides: tl.tuple,  # token of the batch, token, head
     k_strides: tl.tuple,  # page, slot, head
-    v_strides: tl.tuple,
+    v_strides: tl.tuple,  # None: as those of keys
     cache_seqlens_ptr: tl.tensor,
     cache_leftpad_ptr: tl.tensor,
     key_mask_ptr: tl.tensor,
@@ -131,7 +131,7 @@ def attend_fixed_kernel(
     PAGE_SIZE: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SCORES: tl.constexpr,
     OVERLAP: tl.constexpr,
     SPLIT_TILES: tl.constexpr,
     LEAF_TILES: tl.constexpr,
@@ -140,6 +140,8 @@ def attend_fixed_kernel(
     LEAVES: tl.constexpr,
     FINISHES: tl.constexpr,
 ) -> None:
+    if v_strides is None:
+        v_strides = k_strides
     FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
@@ -175,7 +177,7 @@ def attend_fixed_kernel(
             alibi_strides, sinks_ptr, scale, softcap, window_left, window_right, pool_pages, cache_rows,
             table_stride, b, head_kv, token, head, in_q, q_start, q_len, end, lo, hi, first_tile, step,
             count, split == 0, size[4], HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT, SOFTCAP, LEAVES,
+            BOUND_LEFT, BOUND_RIGHT, SCORES, LEAVES,
         )  # fmt: skip
         cols = tl.arange(0, BLOCK_DV)
         if (parts == 1) & FINISHES:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flash_decoding.spec import Plan
 
 MOST_SPLITS = tl.constexpr(invariant.MOST_SPLITS)
+assert invariant.MOST_SPLITS <= 256, "numbers of splits are turned round in 8 bits"
 LEAFY_SPLITS = tl.constexpr(invariant.LEAFY_SPLITS)
 FEW_LEAVES = tl.constexpr(invariant.FEW_LEAVES)
 
@@ -41,8 +42,8 @@ def doublings(tiles: tl.tensor, SPLIT_TILES: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def sizes(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tuple:
-    """How many splits there are of so many tiles, how many tiles each has and how many splits have one more,
-    how many leaves there can be of a split, and tiles of a leaf.
+    """How often one split is doubled for so many tiles, how many tiles each split has and how many have one
+    more, how many leaves there can be of a split, and tiles of a leaf.
 
     Splits are a power of two, so that runs of sequences of one length have the same number of them, and no
     division is needed. A sequence of one split has small leaves; of one with many splits each is a single
@@ -61,7 +62,7 @@ def sizes(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tuple:
     is_leafy = splits <= LEAFY_SPLITS
     leaf = tl.where(splits == 1, of_one, tl.where(is_leafy, LEAF_TILES, largest))
     leaves = tl.where(splits == 1, leaves_of_one, tl.where(is_leafy, tl.cdiv(largest, LEAF_TILES), 1))
-    return splits, least, larger, tl.maximum(leaves, 1), leaf
+    return twofold, least, larger, tl.maximum(leaves, 1), leaf
 
 
 @triton.jit
@@ -71,9 +72,22 @@ def parts_of(
     FIXED: tl.constexpr,
 ) -> tl.tensor:
     """Parts of all splits; never more than ``num_parts``, which scratch has room for."""
-    splits, _, _, leaves, _ = size
+    twofold, _, _, leaves, _ = size
     per_split = leaves if FIXED[3] else 1
-    return tl.minimum(splits * per_split, num_parts)
+    return tl.minimum(per_split << twofold, num_parts)
+
+
+@triton.jit
+def hand_number(split: tl.tensor, twofold: tl.tensor) -> tl.tensor:
+    """Which hand of the cards a split has: its number, with the order of its bits turned round.
+
+    So splits that follow each other lie far apart, and programs with several of them each read, at any time,
+    tiles that lie side by side; and hands that have one tile more are spread among them.
+    """
+    turned = ((split & 0x55) << 1) | ((split >> 1) & 0x55)
+    turned = ((turned & 0x33) << 2) | ((turned >> 2) & 0x33)
+    turned = ((turned & 0x0F) << 4) | ((turned >> 4) & 0x0F)
+    return turned >> (8 - twofold)
 
 
 @triton.jit
@@ -86,14 +100,22 @@ def hand_of(
 ) -> tl.tuple:
     """Tiles of a part: the first, the step from each to the next, and how many.
 
-    Splits are dealt out as even ones are (:func:`keys.hand_of`). The last leaf of a split may have fewer
-    tiles than the others, or none.
+    Splits are dealt out as even ones are (:func:`keys.hand_of`); those of pages stay in a row. The last leaf
+    of a split may have fewer tiles than the others, or none.
     """
-    splits, least, larger, leaves, leaf = size
+    twofold, least, larger, leaves, leaf = size
+    splits = 1 << twofold
     split = part // leaves if FIXED[3] else part
-    count = tl.where(split < splits, least + (split < larger).to(tl.int32), 0)
-    first = split * least + tl.minimum(split, larger) if PAGED else split
-    step = 1 if PAGED else splits
+    if PAGED:
+        before = split * larger >> twofold
+        first = split * least + before
+        has_more = ((split + 1) * larger >> twofold) > before
+        step = 1
+    else:
+        first = hand_number(split, twofold)
+        has_more = first < larger
+        step = splits
+    count = tl.where(split < splits, least + has_more.to(tl.int32), 0)
     if FIXED[3]:
         skipped = (part - split * leaves) * leaf
         first += skipped * step

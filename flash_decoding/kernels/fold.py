@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from flash_decoding.kernels import fixed_sizes, keys, overlap, repeat, softmax
-from flash_decoding.kernels.part import are_finished
+from flash_decoding.kernels import arguments, fixed_sizes, keys, overlap, repeat, softmax
 from flash_decoding.kernels.rows import lse_offset
 from flash_decoding.spec import padded
 
@@ -38,40 +37,12 @@ FEW, MANY = (64, 2), (16, 8)
 which there are many, and for rows of many parts or of leaves. Programs are to find places beside those of the
 attention kernel, all at once if possible."""
 
-NUM_WARPS = 1
-
 # What changes from call to call must not choose the compiled kernel (contract C6).
 SIZES = [
     *("heads", "max_q_len", "new_tokens", "capacity", "window_left", "window_right"),
     *("lse_sequence", "lse_head", "lse_token", "num_parts"),
 ]
 TABLES = ["cu_seqlens_q_ptr", "cache_seqlens_ptr", "cache_leftpad_ptr"]
-
-
-@triton.jit
-def empty(COLS: tl.constexpr) -> tl.tuple:
-    """States of lanes that have seen no key."""
-    peak, totals, acc = softmax.empty(LANES, 1, COLS)
-    return peak, tl.sum(totals, 1), acc
-
-
-@triton.jit
-def load_states(
-    parts: tl.tensor,
-    sums: tl.tensor,
-    part: tl.tensor,  # of each lane
-    live_parts: tl.tensor,
-    cols: tl.tensor,
-    HEAD_DIM_V: tl.constexpr,
-) -> tl.tuple:
-    """States of a part for each lane; empty where there is none."""
-    live = part < live_parts
-    part = part.to(tl.int64)
-    peak = tl.load(sums + part * 2, mask=live, other=float("-inf"))
-    total = tl.load(sums + part * 2 + 1, mask=live, other=0.0)
-    mask = live[:, None] & (cols < HEAD_DIM_V)[None, :]
-    acc = tl.load(parts + (part * HEAD_DIM_V)[:, None] + cols[None, :], mask=mask, other=0.0)
-    return peak, total, acc
 
 
 @triton.jit
@@ -82,24 +53,70 @@ def lanes_of(
     BLOCK_N: tl.constexpr,
     FIXED: tl.constexpr,
 ) -> tl.tuple:
-    """How many parts were written of [lo, hi), how many a lane merges, from one lane's first to the next
-    lane's, and from one part of a lane to its next.
+    """How many parts were written of [lo, hi); of each lane its first part, and how many it merges; the most
+    that one does; and whether these lie in a row.
 
-    Either a lane has one split, of several leaves that lie in a row, or splits that are a part each.
+    Either a lane has one split, of several leaves that do, or splits LANES apart that are a part each.
     """
     tl.static_assert(fixed_sizes.LEAFY_SPLITS <= LANES, "a lane merges the leaves of one split, or splits")
     _, tiles = keys.seen_tiles(lo, hi, BLOCK_N)
     size = fixed_sizes.sizes(tiles, FIXED)
-    splits, _, _, per_split, _ = size
-    live_parts = fixed_sizes.parts_of(size, num_parts, FIXED)
+    twofold, _, _, leaves, _ = size
+    live = fixed_sizes.parts_of(size, num_parts, FIXED)
+    lanes = tl.arange(0, LANES)
+    in_a_row = twofold < 0
+    first = lanes
     if FIXED[3]:
-        has_leaves = splits <= LANES
-        count = tl.where(has_leaves, per_split, tl.cdiv(splits, LANES))
-        across, along = tl.where(has_leaves, per_split, 1), tl.where(has_leaves, 1, LANES)
-    else:
-        count = tl.cdiv(splits, LANES)
-        across, along = 1, LANES
-    return live_parts, count, across, along
+        in_a_row = 1 << twofold <= LANES
+        first = tl.where(in_a_row, lanes * leaves, lanes)
+    left = tl.maximum(live - first, 0)
+    left = tl.where(in_a_row, tl.minimum(left, leaves), tl.cdiv(left, LANES))
+    count = tl.where(in_a_row, leaves, tl.cdiv(live, LANES))
+    return live, first, left, count, in_a_row
+
+
+@triton.jit
+def load_states(
+    parts: tl.tensor,  # of each lane, as the next two
+    sums: tl.tensor,
+    live: tl.tensor,
+    part: tl.constexpr,
+    cols: tl.tensor,
+    HEAD_DIM_V: tl.constexpr,
+) -> tl.tuple:
+    """States of a part for each lane; empty where there is none."""
+    peak = tl.load(sums + part * 2, mask=live, other=float("-inf"))
+    total = tl.load(sums + part * 2 + 1, mask=live, other=0.0)
+    mask = live[:, None] & (cols < HEAD_DIM_V)[None, :]
+    acc = tl.load(parts[:, None] + (cols + part * HEAD_DIM_V)[None, :], mask=mask, other=0.0)
+    return peak, total, acc
+
+
+@triton.jit
+def merge_lanes(
+    parts: tl.tensor,  # of each lane the first, as the next
+    sums: tl.tensor,
+    left: tl.tensor,
+    count: tl.tensor,
+    cols: tl.tensor,
+    HEAD_DIM_V: tl.constexpr,
+    ALONG: tl.constexpr,  # from a lane's part to its next
+    AT_ONCE: tl.constexpr,
+) -> tl.tuple:
+    """States of lanes that have seen all of their parts, the most of which is ``count``."""
+    peak, total = tl.full((LANES,), float("-inf"), tl.float32), tl.zeros((LANES,), tl.float32)
+    acc = tl.zeros((LANES, cols.shape[0]), tl.float32)
+    for _ in range(0, count, AT_ONCE):
+        given = ()
+        for i in tl.static_range(AT_ONCE):
+            state = load_states(parts, sums, i < left, i * ALONG, cols, HEAD_DIM_V)
+            given = given + (state,)  # type: ignore[assignment]  # noqa: RUF005 - as Triton has it
+        for i in tl.static_range(AT_ONCE):
+            peak, total, acc = softmax.fold(peak, total, acc, *given[i])
+        parts += AT_ONCE * ALONG * HEAD_DIM_V
+        sums += AT_ONCE * ALONG * 2
+        left -= AT_ONCE
+    return peak, total, acc
 
 
 @triton.jit(do_not_specialize=[*SIZES, *TABLES])
@@ -155,28 +172,21 @@ def fold_kernel(
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
     FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
-    live, count, across, along = lanes_of(lo, hi, num_parts, BLOCK_N, FIXED)
+    live, first, left, count, in_a_row = lanes_of(lo, hi, num_parts, BLOCK_N, FIXED)
     if FINISHED:
         if live == 1:
             overlap.wait_in_first_program(OVERLAP)
             return
     flat_row = (q_start + token) * heads + head
     if OVERLAP:
-        overlap.wait_knowing(flat_row, live, count, across)
-    parts = parts_ptr + flat_row * num_parts * HEAD_DIM_V
-    sums = part_lse_ptr + flat_row * num_parts * 2
+        overlap.wait_knowing(flat_row, live, count, in_a_row)
+    rows = flat_row * num_parts + first
+    parts, sums = parts_ptr + rows * HEAD_DIM_V, part_lse_ptr + rows * 2
     cols = block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    first = tl.arange(0, LANES) * across
-    lane = empty(BLOCK_COLS)
-    for at in range(0, count, AT_ONCE):
-        given = ()
-        for i in tl.static_range(AT_ONCE):
-            live_of_lane = tl.where(at + i < count, live, 0)
-            state = load_states(parts, sums, first + (at + i) * along, live_of_lane, cols, HEAD_DIM_V)
-            given = given + (state,)  # type: ignore[assignment]  # noqa: RUF005 - as Triton has it
-        for i in tl.static_range(AT_ONCE):
-            lane = softmax.fold(*lane, *given[i])
-    peak_s, total_s, acc_s = lane
+    if in_a_row:
+        peak_s, total_s, acc_s = merge_lanes(parts, sums, left, count, cols, HEAD_DIM_V, 1, AT_ONCE)
+    else:
+        peak_s, total_s, acc_s = merge_lanes(parts, sums, left, count, cols, HEAD_DIM_V, LANES, AT_ONCE)
     peak, total, acc = softmax.join(peak_s, total_s, acc_s)
 
     out = (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty)
@@ -238,18 +248,10 @@ def launch(
         plan.num_splits,
     )
     constants = {
-        "GROUP": heads // cache.heads,
-        "HEAD_DIM_V": head_dim_v,
         "BLOCK_COLS": columns,
-        "BLOCK_M": plan.tile.block_m,
-        "BLOCK_N": plan.tile.block_n,
         "AT_ONCE": at_once,
         **fixed_sizes.constants(plan),
-        "FINISHED": are_finished(plan),
-        "OVERLAP": plan.overlap,
-        "num_warps": NUM_WARPS,
-        **overlap.launch_options(plan.overlap),
-        **keys.bounds(options, queries.q_len),
+        **arguments.of_reduction(queries, cache, options, plan, head_dim_v),
     }
     programs = triton.cdiv(head_dim_v, columns) * queries.batch * queries.q_len * heads
     return repeat.launch(fold_kernel, programs, args, constants)

@@ -211,3 +211,22 @@ def row_sees(
     if BOUND_RIGHT:
         sees &= slots[None, :] <= (position + window_right)[:, None]
     return sees
+
+
+@triton.jit
+def seen_by_all(
+    position: tl.tensor,
+    lo: tl.tensor,
+    hi: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+) -> tl.tuple:
+    """[first, last) of the slots that every row of a tile sees: tiles inside need no mask."""
+    first, last = lo, hi
+    if BOUND_LEFT:
+        first = tl.maximum(first, tl.max(position, 0) - window_left)
+    if BOUND_RIGHT:
+        last = tl.minimum(last, tl.min(position, 0) + window_right + 1)
+    return first, last

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import triton
 
-from flash_decoding.kernels.combine import NUM_WARPS, block_of, combine_kernel
+from flash_decoding.kernels.arguments import REDUCING_WARPS
+from flash_decoding.kernels.combine import block_of, combine_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,6 @@ def launch(outs: Tensor, lses: Tensor, *, out: Tensor, lse: Tensor) -> None:
         BALANCED=False,
         FINISHED=False,
         OVERLAP=False,
-        num_warps=NUM_WARPS,
+        num_warps=REDUCING_WARPS,
         **block,
     )

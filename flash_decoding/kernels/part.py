@@ -18,6 +18,9 @@ FEW_ROWS = tl.constexpr(16)
 beside the addresses of a tile of small pages, one for each key."""
 
 
+MANY_ROWS = tl.constexpr(64)
+
+
 def are_finished(plan: Plan) -> bool:
     """Whether programs that go across sequences write the results of those that they have all of.
 
@@ -76,7 +79,7 @@ def read_part(
     PAGE_SIZE: tl.constexpr,
     BOUND_LEFT: tl.constexpr,
     BOUND_RIGHT: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SCORES: tl.constexpr,
     LEAVES: tl.constexpr,
 ) -> tl.tuple:
     """State (peak, total, acc) of a row tile that has seen ``count`` tiles of sequence b, ``step`` apart.
@@ -85,6 +88,7 @@ def read_part(
     """
     cols = tl.arange(0, BLOCK_D)
     q = load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, cols, HEAD_DIM)
+    factor = score.factor(scale, SCORES)
     has_room: tl.constexpr = BLOCK_M == FEW_ROWS and PAGE_SIZE % BLOCK_N == 0
     totals: tl.constexpr = BLOCK_N if has_room else 1
     peak, total, acc = softmax.empty(BLOCK_M, totals, BLOCK_DV)
@@ -104,6 +108,11 @@ def read_part(
     k_base = k_ptr + tl.cast(head_kv, tl.int64) * k_strides[2]
     v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
     lanes = tl.arange(0, BLOCK_N)
+    # Many rows are work enough to leave out masks where every row sees all of a tile, if registers last.
+    may_skip: tl.constexpr = BLOCK_M >= MANY_ROWS and BLOCK_DV <= 128 and key_mask_ptr is None
+    first_clear, last_clear = keys.seen_by_all(
+        position, lo, hi, window_left, window_right, BOUND_LEFT, BOUND_RIGHT
+    )
     for i in tl.range(0, count):
         if LEAVES:
             if i == next_leaf:
@@ -122,10 +131,18 @@ def read_part(
             live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
         k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
-        sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
+        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SCORES)
+        if may_skip:
+            if (start < first_clear) | (start + BLOCK_N > last_clear):
+                sees = keys.row_sees(
+                    slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT
+                )
+                scores = tl.where(sees, scores, float("-inf"))
+        else:
+            sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
+            scores = tl.where(sees, scores, float("-inf"))
         v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
-        peak, total, acc = softmax.update(peak, total, acc, tl.where(sees, scores, float("-inf")), v)
+        peak, total, acc = softmax.update(peak, total, acc, scores, factor, v)
     peak, total_row, acc = softmax.gather(peak, total, acc)
     if LEAVES:
         peak, total_row, acc = softmax.fold(peak_split, total_split, acc_split, peak, total_row, acc)

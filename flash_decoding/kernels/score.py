@@ -1,4 +1,8 @@
-"""From dot products to scores in base 2: scale, softcap, ALiBi. A new option on scores goes here."""
+"""From dot products to scores in base 2: scale, softcap, ALiBi. A new option on scores goes here.
+
+Where a positive scale is all there is, it waits: scores are products until they are weighed, which takes one
+instruction then for another product and a difference.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from flash_decoding.kernels.softmax import LOG2E
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from flash_decoding.spec import Options
 
 
 @triton.jit
@@ -34,6 +40,26 @@ def slopes(
     return slope
 
 
+_FACTORED, _SCALED, _CAPPED = range(3)
+FACTORED, SCALED, CAPPED = tl.constexpr(_FACTORED), tl.constexpr(_SCALED), tl.constexpr(_CAPPED)
+"""Ways of scores, as kernels are compiled for them: the scale is left to be a factor; or it has gone in; or a
+softcap has, too. As a factor it must be positive, and no ALiBi may come after it."""
+
+
+def way_of(options: Options) -> int:
+    """The way of a call's scores."""
+    if options.softcap > 0:
+        return _CAPPED
+    waits = options.softmax_scale > 0 and options.alibi_slopes is None
+    return _FACTORED if waits else _SCALED
+
+
+@triton.jit
+def factor(scale: tl.tensor, SCORES: tl.constexpr) -> tl.tensor:
+    """What is left to multiply scores with."""
+    return scale * LOG2E if SCORES == FACTORED else scale * 0 + 1
+
+
 @triton.jit
 def transform(
     products: tl.tensor,
@@ -43,12 +69,13 @@ def transform(
     softcap: tl.tensor,
     slope: tl.tensor,
     alibi_ptr: tl.tensor,
-    SOFTCAP: tl.constexpr,
+    SCORES: tl.constexpr,
 ) -> tl.tensor:
-    """Scores (rows, keys) in base 2, as ``spec.Options`` defines them."""
-    if SOFTCAP:
+    """Scores (rows, keys) in base 2 as ``spec.Options`` defines them, but for their :func:`factor`."""
+    scores = products
+    if SCORES == CAPPED:
         scores = tanh(products * (scale / softcap)) * (softcap * LOG2E)
-    else:
+    if SCORES == SCALED:
         scores = products * (scale * LOG2E)
     if alibi_ptr is not None:
         distance = tl.abs(position[:, None] - slots[None, :]).to(tl.float32)

@@ -33,16 +33,16 @@ def _pivot(peak: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def weigh(peak: tl.tensor, total: tl.tensor, scores_log2: tl.tensor) -> tl.tuple:
-    """Weights (rows, keys) of one tile of keys, whose scores come in base 2.
+def weigh(peak: tl.tensor, total: tl.tensor, scores: tl.tensor, factor: tl.tensor) -> tl.tuple:
+    """Weights (rows, keys) of one tile of keys, whose scores times a positive factor are in base 2.
 
     Returns:
         The new peak and total, what the values seen so far are to be multiplied with, and the weights.
     """
-    peak_new = tl.maximum(peak, tl.max(scores_log2, 1))
+    peak_new = tl.maximum(peak, tl.max(scores, 1) * factor)
     pivot = _pivot(peak_new)
     alpha = tl.exp2(peak - pivot)
-    p = tl.exp2(scores_log2 - pivot[:, None])
+    p = tl.exp2(tl.fma(scores, factor, -pivot[:, None]))
     if total.shape[1] == 1:
         total = total * alpha[:, None] + tl.sum(p, 1, keep_dims=True)
     else:
@@ -52,10 +52,10 @@ def weigh(peak: tl.tensor, total: tl.tensor, scores_log2: tl.tensor) -> tl.tuple
 
 @triton.jit
 def update(
-    peak: tl.tensor, total: tl.tensor, acc: tl.tensor, scores_log2: tl.tensor, v: tl.tensor
+    peak: tl.tensor, total: tl.tensor, acc: tl.tensor, scores: tl.tensor, factor: tl.tensor, v: tl.tensor
 ) -> tl.tuple:
-    """Take one tile of keys in: scores (rows, keys) in base 2, v (keys, columns)."""
-    peak, total, alpha, p = weigh(peak, total, scores_log2)
+    """Take one tile of keys in: scores (rows, keys) and a factor as in :func:`weigh`, v (keys, columns)."""
+    peak, total, alpha, p = weigh(peak, total, scores, factor)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
     return peak, total, acc
 

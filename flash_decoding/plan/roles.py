@@ -14,9 +14,9 @@ from flash_decoding.plan.hardware import Hardware
 from flash_decoding.plan.tiles import FEW_ROWS
 from flash_decoding.spec import Problem, Tile, padded
 
-LARGE = Tile(FEW_ROWS, 128, 4, 1)
-"""Where programs have many keys, or whole sequences. Stages are buffers, of keys and of values each; tiles
-are for head_dim 128."""
+LARGE = Tile(FEW_ROWS, 128, 4, 2, in_flight=1)
+"""Where programs have many keys, or whole sequences. Stages are buffers, of keys and of values each, and one
+of these is loaded while the other is in use; tiles are for head_dim 128."""
 
 SMALL = Tile(FEW_ROWS, 64, 4, 2)
 """Where programs share sequences: smaller tiles are shared more evenly."""

@@ -10,7 +10,7 @@ from triton.experimental.gluon import language as gl
 from flash_decoding.kernels import arguments, attend, repeat
 from flash_decoding.kernels.load import VIA_L2
 from flash_decoding.kernels.roles import build, early, ring
-from flash_decoding.kernels.roles.units import load_units, multiply_units, part_of, place_of
+from flash_decoding.kernels.roles.units import load_units, multiply_units, part_of, place_of, slots_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ def attend_roles_kernel(
     lse_ptr: gl.tensor,
     q_strides: gl.tuple,  # token of the batch, token, head
     k_strides: gl.tuple,  # page, slot, head
-    v_strides: gl.tuple,
+    v_strides: gl.tuple,  # None: as those of keys
     cache_seqlens_ptr: gl.tensor,
     cache_leftpad_ptr: gl.tensor,
     key_mask_ptr: gl.tensor,  # None, as the next two: the planner leaves masks to the portable kernel
@@ -66,7 +66,7 @@ def attend_roles_kernel(
     PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
-    SOFTCAP: gl.constexpr,
+    SCORES: gl.constexpr,
     OVERLAP: gl.constexpr,
     IS_SPLIT: gl.constexpr,
     SPLIT_TILES: gl.constexpr,
@@ -76,9 +76,12 @@ def attend_roles_kernel(
     STATES: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
+    IN_FLIGHT: gl.constexpr,
     LOADERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr,
 ) -> None:
+    if v_strides is None:
+        v_strides = k_strides
     cache = (
         k_ptr, v_ptr, k_strides, v_strides, cache_batch_idx_ptr, cache_rows, block_table_ptr, table_stride,
         pool_pages,
@@ -93,17 +96,19 @@ def attend_roles_kernel(
     k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
     v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
     EXPECTS: gl.constexpr = OVERLAP and PAGE_SIZE == 0 and cu_seqlens_q_ptr is None
-    expected = (0, 0, 0, 0, 0, 0)
+    foreseen = (0, (0, (0, 0, 0, 0, 0, 0), 0))
     if OVERLAP and cu_seqlens_q_ptr is None:
         row, head_kv, split, b = place_of(
             gl.program_id(0), max_q_len, num_splits, HEADS_KV, GROUP, BLOCK_M, IS_SPLIT
         )
         early.ask_for_queries(queries, b, row, head_kv, 0, max_q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
-        _, _, expected, _ = part_of(
-            b, row, split, max_q_len, cache, lengths, num_splits, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
-            BOUND_LEFT, BOUND_RIGHT, IS_SPLIT, FIXED, VIA_L2,
+        slots = slots_of(b, cache, lengths, VIA_L2)
+        part = part_of(
+            row, split, max_q_len, slots, lengths, num_splits, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
+            BOUND_RIGHT, IS_SPLIT, FIXED,
         )  # fmt: skip
-        early.ask(cache, head_kv, expected, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE)
+        foreseen = (slots, part)
+        early.ask(cache, head_kv, part[1], HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE)
     units = gl.cdiv(max_q_len * GROUP, BLOCK_M) * HEADS_KV * num_splits * batch
     results = (out_ptr, lse_ptr, (lse_sequence, lse_head, lse_token, lse_split))
     gl.warp_specialize(
@@ -111,18 +116,18 @@ def attend_roles_kernel(
             (
                 multiply_units,
                 (
-                    cache, lengths, queries, scoring, results, k_ring, v_ring, units, num_splits, expected,
+                    cache, lengths, queries, scoring, results, k_ring, v_ring, units, num_splits, foreseen,
                     HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE,
-                    BOUND_LEFT, BOUND_RIGHT, SOFTCAP, OVERLAP, IS_SPLIT, FIXED, STATES, LEAVES, EXPECTS,
-                    STAGES,
+                    BOUND_LEFT, BOUND_RIGHT, SCORES, OVERLAP, IS_SPLIT, FIXED, STATES, LEAVES, EXPECTS,
+                    STAGES, IN_FLIGHT,
                 ),
             ),
             (
                 load_units,
                 (
-                    cache, lengths, queries, k_ring, v_ring, units, num_splits, expected, HEADS_KV, GROUP,
+                    cache, lengths, queries, k_ring, v_ring, units, num_splits, foreseen, HEADS_KV, GROUP,
                     HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
-                    BOUND_RIGHT, OVERLAP, IS_SPLIT, FIXED, EXPECTS, STAGES, LOADERS,
+                    BOUND_RIGHT, OVERLAP, IS_SPLIT, FIXED, EXPECTS, STAGES, IN_FLIGHT, LOADERS,
                 ),
             ),
         ],

@@ -30,7 +30,7 @@ def balanced_roles_kernel(
     lse_ptr: gl.tensor,
     q_strides: gl.tuple,  # token of the batch, token, head
     k_strides: gl.tuple,  # page, slot, head
-    v_strides: gl.tuple,
+    v_strides: gl.tuple,  # None: as those of keys
     cache_seqlens_ptr: gl.tensor,
     cache_leftpad_ptr: gl.tensor,
     key_mask_ptr: gl.tensor,  # None, as the next two: the planner leaves masks to the portable kernel
@@ -71,7 +71,7 @@ def balanced_roles_kernel(
     PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
-    SOFTCAP: gl.constexpr,
+    SCORES: gl.constexpr,
     OVERLAP: gl.constexpr,
     SPLIT_TILES: gl.constexpr,  # 0 where shares are equal
     LEAF_TILES: gl.constexpr,
@@ -79,9 +79,12 @@ def balanced_roles_kernel(
     BY_LEAF: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
+    IN_FLIGHT: gl.constexpr,
     LOADERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr,
 ) -> None:
+    if v_strides is None:
+        v_strides = k_strides
     cache = (
         k_ptr, v_ptr, k_strides, v_strides, cache_batch_idx_ptr, cache_rows, block_table_ptr, table_stride,
         pool_pages,
@@ -115,8 +118,7 @@ def balanced_roles_kernel(
         b = gl.minimum(b, batch - 1)
         early.ask_for_queries(queries, b, row, head_kv, 0, max_q_len, GROUP, HEAD_DIM, BLOCK_D, BLOCK_M)
         early.ask(cache, head_kv, expected, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N, PAGE_SIZE)
-    final = (final_ptr, final_lse_ptr, (lse_sequence, lse_head, lse_token))
-    results = (out_ptr, lse_ptr, final)
+    results = (out_ptr, lse_ptr, (final_ptr, final_lse_ptr, (lse_sequence, lse_head, lse_token)))
     gl.warp_specialize(
         [
             (
@@ -124,8 +126,8 @@ def balanced_roles_kernel(
                 (
                     cache, lengths, queries, scoring, results, k_ring, v_ring, where,
                     early_tiles, found, expected, HEADS_KV, GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
-                    BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, OVERLAP, FIXED, LEAVES,
-                    EXPECTS, STAGES,
+                    BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, SCORES, OVERLAP, FIXED, LEAVES,
+                    EXPECTS, STAGES, IN_FLIGHT,
                 ),
             ),
             (
@@ -133,7 +135,7 @@ def balanced_roles_kernel(
                 (
                     cache, lengths, queries, k_ring, v_ring, where, early_tiles, found, expected,
                     GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT,
-                    BOUND_RIGHT, OVERLAP, FIXED, EXPECTS, STAGES, LOADERS,
+                    BOUND_RIGHT, OVERLAP, FIXED, EXPECTS, STAGES, IN_FLIGHT, LOADERS,
                 ),
             ),
         ],

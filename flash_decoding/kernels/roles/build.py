@@ -32,6 +32,7 @@ def constants(queries: Queries, cache: KVCache, options: Options, plan: Plan) ->
         "num_stages": 1,
         "maxnreg": REGISTERS if roomy else MORE_REGISTERS,
         "STAGES": plan.tile.num_stages,
+        "IN_FLIGHT": plan.tile.in_flight or plan.tile.num_stages,
         "LOADERS": LOADERS,
         "LOADER_REGISTERS": REGISTERS_OF_LOADERS if roomy else MORE_REGISTERS_OF_LOADERS,
     }

@@ -120,6 +120,7 @@ def load_tiles(
     BLOCK_DV: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
+    IN_FLIGHT: gl.constexpr,
     LOADERS: gl.constexpr,
     WAITS: gl.constexpr,
 ) -> None:
@@ -146,7 +147,11 @@ def load_tiles(
     v_step = (step * BLOCK_N).to(gl.int64) * (v_strides[1] // UNIT)
     for i in range(begin, end):
         k_into, v_into = ring.at(k_ring, turn + i, STAGES), ring.at(v_ring, turn + i, STAGES)
+        if IN_FLIGHT < STAGES:
+            ring.wait_until_loaded(k_ring, turn + i - IN_FLIGHT, STAGES)
         copy_tile(k_ptr, k_places, start, lo, hi, k_into, HEAD_DIM, BLOCK_D, BLOCK_N, k_threads)
+        if IN_FLIGHT < STAGES:
+            ring.wait_until_loaded(v_ring, turn + i - IN_FLIGHT, STAGES)
         copy_tile(v_ptr, v_places, start, lo, hi, v_into, HEAD_DIM_V, BLOCK_DV, BLOCK_N, v_threads)
         start += step * BLOCK_N
         k_places += k_step
@@ -169,6 +174,7 @@ def load_part(
     BLOCK_N: gl.constexpr,
     PAGE_SIZE: gl.constexpr,
     STAGES: gl.constexpr,
+    IN_FLIGHT: gl.constexpr,
     LOADERS: gl.constexpr,
 ) -> None:
     """Load the tiles of a part into the rings, where its first one comes at ``turn``.
@@ -178,7 +184,7 @@ def load_part(
     if PAGE_SIZE == 0:
         load_tiles(
             cache, head_kv, tiles, k_ring, v_ring, turn, begin, tiles[5], HEAD_DIM, HEAD_DIM_V, BLOCK_D,
-            BLOCK_DV, BLOCK_N, STAGES, LOADERS, False,
+            BLOCK_DV, BLOCK_N, STAGES, IN_FLIGHT, LOADERS, False,
         )  # fmt: skip
     else:
         paging.load_pages(
@@ -200,6 +206,7 @@ def load_first(
     BLOCK_DV: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
+    IN_FLIGHT: gl.constexpr,
     LOADERS: gl.constexpr,
 ) -> gl.tensor:
     """Wait for the kernel before, then load as many of the tiles expected as there are buffers for.
@@ -207,9 +214,9 @@ def load_first(
     Returns:
         How many.
     """
-    given = gl.minimum(expected[5], STAGES)
+    given = gl.minimum(expected[5], IN_FLIGHT)
     load_tiles(
         cache, head_kv, expected, k_ring, v_ring, 0, 0, given, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
-        BLOCK_N, STAGES, LOADERS, True,
+        BLOCK_N, STAGES, IN_FLIGHT, LOADERS, True,
     )  # fmt: skip
     return given

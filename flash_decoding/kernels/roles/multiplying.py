@@ -78,6 +78,12 @@ def load_q(
 
 
 @gluon.jit
+def as_operand(q: gl.tensor) -> gl.tensor:
+    """Query rows laid out as products take them."""
+    return gl.convert_layout(q, gl.DotOperandLayout(0, PRODUCT, 2))
+
+
+@gluon.jit
 def multiply_part(
     q: gl.tensor,
     scoring: gl.tuple,
@@ -98,7 +104,7 @@ def multiply_part(
     BLOCK_N: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
-    SOFTCAP: gl.constexpr,
+    SCORES: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
 ) -> gl.tuple:
@@ -108,7 +114,6 @@ def multiply_part(
     """
     alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right = scoring
     _, lo, hi, first, step, count = tiles
-    q = gl.convert_layout(q, gl.DotOperandLayout(0, PRODUCT, 2))
     of_row: gl.constexpr = gl.SliceLayout(1, PRODUCT)
     token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, of_row)
     lanes = gl.arange(0, BLOCK_N, gl.SliceLayout(0, PRODUCT))
@@ -126,6 +131,7 @@ def multiply_part(
         next_leaf = leaf
     position = end - q_len + token
     slopes = score.slopes(alibi_ptr, alibi_strides, b, head, in_q)
+    factor = score.factor(scale, SCORES)
     nothing = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, PRODUCT)
     for i in range(count):
         if LEAVES:
@@ -141,10 +147,10 @@ def multiply_part(
         slots = (first + i * step) * BLOCK_N + lanes
         live = (slots >= lo) & (slots < hi)
         scores = multiply(q, ring.at(k_ring, turn + i, STAGES), nothing, True)
-        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SOFTCAP)
+        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SCORES)
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         scores = gl.where(sees, scores, float("-inf"))
-        peak, total, alpha, p = softmax.weigh(peak, total, scores)
+        peak, total, alpha, p = softmax.weigh(peak, total, scores, factor)
         p = gl.convert_layout(p.to(q.dtype), gl.DotOperandLayout(0, PRODUCT, 2))
         acc = multiply(p, ring.at(v_ring, turn + i, STAGES), acc * alpha[:, None], False)
     peak, total_row, acc = softmax.gather(peak, total, acc)

@@ -58,3 +58,10 @@ def drop(ring: gl.tuple, i: gl.tensor, STAGES: gl.constexpr) -> None:
     mbarrier.wait(full, parity)
     gl.thread_barrier()  # all have seen it full before it may be filled again
     mbarrier.arrive(free)
+
+
+@gluon.jit
+def wait_until_loaded(ring: gl.tuple, i: gl.tensor, STAGES: gl.constexpr) -> None:
+    """For loaders: return when tile i has come; at once if it is before the first."""
+    _, full, _, parity = at(ring, gl.maximum(i, 0), STAGES)
+    mbarrier.wait(full, parity, pred=i >= 0)

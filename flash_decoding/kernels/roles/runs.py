@@ -8,7 +8,7 @@ from triton.experimental.gluon import language as gl
 from flash_decoding.kernels import keys, overlap
 from flash_decoding.kernels.roles import early, walk
 from flash_decoding.kernels.roles.loading import load_first, load_part
-from flash_decoding.kernels.roles.multiplying import PRODUCT, load_q, multiply_part, rows_of
+from flash_decoding.kernels.roles.multiplying import PRODUCT, as_operand, load_q, multiply_part, rows_of
 from flash_decoding.kernels.rows import store_final, store_part, store_state
 
 
@@ -37,6 +37,7 @@ def load_run(
     FIXED: gl.constexpr,
     EXPECTS: gl.constexpr,
     STAGES: gl.constexpr,
+    IN_FLIGHT: gl.constexpr,
     LOADERS: gl.constexpr,
 ) -> None:
     """Load the keys and values of all parts of a run, the first tiles as expected."""
@@ -45,7 +46,7 @@ def load_run(
     if EXPECTS:
         given = load_first(
             cache, head_kv, expected, k_ring, v_ring, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_N,
-            STAGES, LOADERS,
+            STAGES, IN_FLIGHT, LOADERS,
         )  # fmt: skip
     elif OVERLAP:
         overlap.wait_for_the_kernel_before()
@@ -70,7 +71,7 @@ def load_run(
                 given = 0
             load_part(
                 cache, head_kv, tiles, k_ring, v_ring, turn, kept, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV,
-                BLOCK_N, PAGE_SIZE, STAGES, LOADERS,
+                BLOCK_N, PAGE_SIZE, STAGES, IN_FLIGHT, LOADERS,
             )  # fmt: skip
             turn += tiles[5]
         visits += 1
@@ -103,12 +104,13 @@ def multiply_run(
     PAGE_SIZE: gl.constexpr,
     BOUND_LEFT: gl.constexpr,
     BOUND_RIGHT: gl.constexpr,
-    SOFTCAP: gl.constexpr,
+    SCORES: gl.constexpr,
     OVERLAP: gl.constexpr,
     FIXED: gl.constexpr,
     LEAVES: gl.constexpr,
     EXPECTS: gl.constexpr,
     STAGES: gl.constexpr,
+    IN_FLIGHT: gl.constexpr,
 ) -> None:
     """Multiply what the loaders load, and write each part to scratch."""
     if OVERLAP:
@@ -118,7 +120,7 @@ def multiply_run(
     out_ptr, lse_ptr, final = results
     given = 0
     if EXPECTS:
-        given = gl.minimum(expected[5], STAGES)
+        given = gl.minimum(expected[5], IN_FLIGHT)
     at, b, before, size, extra, stop = walk.begin_by(
         found, early_tiles, where, lengths, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, FIXED
     )
@@ -131,6 +133,7 @@ def multiply_run(
             at, b, before, size, extra, stop, where, cache, lengths, GROUP, BLOCK_M, BLOCK_N, PAGE_SIZE,
             BOUND_LEFT, BOUND_RIGHT, FIXED,
         )  # fmt: skip
+        q = as_operand(q)
         for part in range(at, at + parts):
             tiles, leaf, is_first = walk.part_at(part, before, seen, hands, PAGE_SIZE, FIXED)
             if EXPECTS:
@@ -140,7 +143,7 @@ def multiply_run(
                 given = 0
             peak, total, acc = multiply_part(
                 q, scoring, k_ring, v_ring, b, head_kv, row, q_len, end, tiles, leaf, is_first, turn, GROUP,
-                BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SOFTCAP, LEAVES, STAGES,
+                BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SCORES, LEAVES, STAGES,
             )  # fmt: skip
             turn += tiles[5]
             token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
