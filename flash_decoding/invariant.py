@@ -16,7 +16,7 @@ LEAF_TOKENS = 256
 """Keys of a leaf. Leaves are merged into a split one after the other; in short calls each has a program."""
 
 SHORT_LEAF_TOKENS, FEW_LEAVES = 64, 16
-"""Keys of a leaf of a sequence of one split, twice as many where it had more than so many leaves."""
+"""Keys of a leaf of a sequence of one split, doubled once or twice where it had more than so many leaves."""
 
 LEAFY_SPLITS = 8
 """Splits of a sequence up to which they are made of several leaves. With more of them each is one leaf: there

@@ -46,8 +46,9 @@ def sizes(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tuple:
     more, how many leaves there can be of a split, and tiles of a leaf.
 
     Splits are a power of two, so that runs of sequences of one length have the same number of them, and no
-    division is needed. A sequence of one split has small leaves; of one with many splits each is a single
-    leaf. There are never more than MOST_SPLITS: what is added up in the end stays little.
+    division is needed. A sequence of one split has small leaves, twice or four times as large where there are
+    more than FEW_LEAVES of them; of one with many splits each is a single leaf. There are never more than
+    MOST_SPLITS: what is added up in the end stays little.
     """
     LEAF_TILES: tl.constexpr = FIXED[1]
     SHORT_TILES: tl.constexpr = FIXED[2]
@@ -56,9 +57,11 @@ def sizes(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tuple:
     least = tiles >> twofold
     larger = tiles & (splits - 1)
     largest = least + (larger > 0).to(tl.int32)
-    is_long = tiles > FEW_LEAVES * SHORT_TILES
-    of_one = tl.where(is_long, 2 * SHORT_TILES, SHORT_TILES)
-    leaves_of_one = tl.where(is_long, tl.cdiv(tiles, 2 * SHORT_TILES), tl.cdiv(tiles, SHORT_TILES))
+    of_one, leaves_of_one = SHORT_TILES, tl.cdiv(tiles, SHORT_TILES)
+    for longer in tl.static_range(1, 3):
+        is_longer = leaves_of_one > FEW_LEAVES
+        of_one = tl.where(is_longer, SHORT_TILES << longer, of_one)
+        leaves_of_one = tl.where(is_longer, tl.cdiv(tiles, SHORT_TILES << longer), leaves_of_one)
     is_leafy = splits <= LEAFY_SPLITS
     leaf = tl.where(splits == 1, of_one, tl.where(is_leafy, LEAF_TILES, largest))
     leaves = tl.where(splits == 1, leaves_of_one, tl.where(is_leafy, tl.cdiv(largest, LEAF_TILES), 1))
