@@ -13,9 +13,15 @@ failed=0
 for stage in $stages; do
     case $stage in
     tests)
-        $python -m pytest -q -m gpu -n "${JOBS:-8}" --junitxml "$out/tests.xml" || failed=1
-        $python -m tools.summary tests "$out/tests.xml" "$out/tests-gpu.json" || failed=1
-        rm -f "$out/tests.xml"
+        # Kernels first, then all else: a run that is cut leaves a record of what it had done.
+        kernels=$(echo tests/test_kernels_*.py tests/test_roles_gpu.py tests/test_overlap_gpu.py)
+        for part in kernels others; do
+            files=$kernels
+            [ $part = kernels ] || files="tests $(printf -- '--ignore=%s ' $kernels)"
+            $python -m pytest -q -m gpu -n "${JOBS:-8}" $files --junitxml "$out/tests-$part.xml" || failed=1
+            $python -m tools.summary tests "$out"/tests-*.xml "$out/tests-gpu.json" || failed=1
+        done
+        rm -f "$out"/tests-*.xml
         ;;
     sanitize)
         jobs=${JOBS:-8}

@@ -1,11 +1,12 @@
 """Turn what pytest or compute-sanitizer wrote into a small record with its environment.
 
-python -m tools.summary tests JUNIT.xml RECORD.json
+python -m tools.summary tests JUNIT.xml... RECORD.json
 python -m tools.summary sanitize TOOL-SHARD.log... RECORD.json
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -19,12 +20,12 @@ import torch
 from flash_decoding.bench.environment import describe
 
 
-def of_tests(xml: Path) -> dict[str, Any]:
-    """Counts of a JUnit file, per file of tests and in all; and every failure and reason to skip by name."""
+def of_tests(xmls: list[Path]) -> dict[str, Any]:
+    """Counts of JUnit files, per file of tests and in all; and every failure and reason to skip by name."""
     outcomes: dict[str, Counter[str]] = {}
     failures: list[str] = []
     skipped: Counter[str] = Counter()
-    for test in ElementTree.parse(xml).iter("testcase"):
+    for test in itertools.chain.from_iterable(ElementTree.parse(xml).iter("testcase") for xml in xmls):
         kinds = {child.tag for child in test}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         outcomes.setdefault(test.get("classname", ""), Counter())[outcome] += 1
@@ -63,7 +64,7 @@ def is_clean(content: dict[str, Any]) -> bool:
 def main(kind: str, *paths: str) -> int:
     """Write the record; 1 where it is not clean."""
     *sources, record = (Path(path) for path in paths)
-    content = of_tests(sources[0]) if kind == "tests" else of_sanitizer(sources)
+    content = of_tests(sources) if kind == "tests" else of_sanitizer(sources)
     environment = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     record.write_text(json.dumps({"environment": environment, **content}, indent=1) + "\n")
     sys.stdout.write(json.dumps(content.get("total") or content.get("tools")) + "\n")
