@@ -23,6 +23,7 @@ from flash_decoding.plan import Hardware
 from flash_decoding.spec import Plan
 from tests.helpers import Case, assert_close_to_reference, make_inputs
 from tests.kernel_cases import plan_of as portable_plan_of
+from tests.test_roles_gpu import need_roles
 from tests.test_roles_gpu import plan_of as plan_with_roles_of
 
 pytestmark = pytest.mark.gpu
@@ -114,11 +115,10 @@ NAMES = ("whole", "splits", "one after another", "runs", "fixed", "runs of fixed
 def test_lengths_may_change_until_the_kernel_before_is_complete(
     before: tuple[int, ...], after: tuple[int, ...], roles: bool, name: str
 ) -> None:
-    hardware = Hardware.of(DEVICE)
-    if not hardware.overlaps_launches:
+    if not Hardware.of(DEVICE).overlaps_launches:
         pytest.skip("kernels overlap from Hopper on")
-    if roles and not hardware.gives_warps_roles:
-        pytest.skip("needs a Hopper GPU, and a Triton whose Gluon the kernels ran under")
+    if roles:
+        need_roles()
     case = Case(batch=4, capacity=CAPACITY, seqlens=after, heads_q=8, heads_kv=2, dtype=torch.bfloat16)
     plan = plans(case, roles=roles).get(name)
     if plan is None:

@@ -30,6 +30,12 @@ def suits(case: Case) -> bool:
     )
 
 
+def need_roles() -> None:
+    """Skip a test where there are no warps with roles."""
+    if not Hardware.of(DEVICE).gives_warps_roles:
+        pytest.skip("needs a Hopper GPU, and a Triton whose Gluon the kernels ran under")
+
+
 CASES = [dataclasses.replace(case, dtype=torch.bfloat16) for case in EDGES if suits(case)]
 
 
@@ -67,8 +73,7 @@ def plan_of(case: Case, *, in_flight: int = 0, **changes: int | bool) -> Plan:
     ],
 )
 def test_edges(case: Case, changes: dict[str, int | bool]) -> None:
-    if not Hardware.of(DEVICE).gives_warps_roles:
-        pytest.skip("needs a Hopper GPU, and a Triton whose Gluon the kernels ran under")
+    need_roles()
     inputs = make_inputs(case, device=DEVICE)
     assert execute.problem_of(*inputs, return_lse=True).aligned
     out, lse = execute.run_kernels(*inputs, plan_of(case, **changes))
@@ -88,8 +93,7 @@ def test_edges(case: Case, changes: dict[str, int | bool]) -> None:
 )
 def test_no_more_in_flight_than_asked_for(in_flight: int, changes: dict[str, int | bool]) -> None:
     """The bits are those of loading all that there is room for."""
-    if not Hardware.of(DEVICE).gives_warps_roles:
-        pytest.skip("needs a Hopper GPU, and a Triton whose Gluon the kernels ran under")
+    need_roles()
     case = Case(batch=4, capacity=1000, seqlens=(1000, 3, 0, 257), dtype=torch.bfloat16)
     inputs = make_inputs(case, device=DEVICE)
     out, lse = execute.run_kernels(*inputs, plan_of(case, in_flight=in_flight, **changes))
@@ -100,8 +104,7 @@ def test_no_more_in_flight_than_asked_for(in_flight: int, changes: dict[str, int
 
 @pytest.mark.parametrize("lengths", [(1000, 3, 0, 257, 640), (64, 128, 129, 1000, 1)])
 def test_parts_of_fixed_sizes_have_the_same_bits_whoever_computes_them(lengths: tuple[int, ...]) -> None:
-    if not Hardware.of(DEVICE).gives_warps_roles:
-        pytest.skip("needs a Hopper GPU, and a Triton whose Gluon the kernels ran under")
+    need_roles()
     case = Case(
         batch=len(lengths), capacity=1000, seqlens=lengths, heads_q=8, heads_kv=2, dtype=torch.bfloat16
     )

@@ -64,7 +64,7 @@ def lanes_of(
     twofold, _, _, leaves, _ = size
     live = fixed_sizes.parts_of(size, num_parts, FIXED)
     lanes = tl.arange(0, LANES)
-    in_a_row = twofold < 0
+    in_a_row = twofold < 0  # never, which the compiler sees: parts that are splits have one way
     first = lanes
     if FIXED[3]:
         in_a_row = 1 << twofold <= LANES

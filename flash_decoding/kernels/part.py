@@ -110,9 +110,10 @@ def read_part(
     lanes = tl.arange(0, BLOCK_N)
     # Many rows are work enough to leave out masks where every row sees all of a tile, if registers last.
     may_skip: tl.constexpr = BLOCK_M >= MANY_ROWS and BLOCK_DV <= 128 and key_mask_ptr is None
-    first_clear, last_clear = keys.seen_by_all(
-        position, lo, hi, window_left, window_right, BOUND_LEFT, BOUND_RIGHT
-    )
+    if may_skip:
+        first_clear, last_clear = keys.seen_by_all(
+            position, lo, hi, window_left, window_right, BOUND_LEFT, BOUND_RIGHT
+        )
     for i in tl.range(0, count):
         if LEAVES:
             if i == next_leaf:

@@ -249,16 +249,11 @@ def choose_leaves(problem: Problem, tile: Tile, splits: int, hardware: Hardware)
     tokens, leaf_tokens = fixed_tokens(problem, tile)
     short = max(tile.block_n, SHORT_LEAF_TOKENS)
     seen = visible_tiles(problem, tile) * tile.block_n
-    alone = [leaves_of(min(seen, tokens, FEW_LEAVES * leaf), leaf) for leaf in (short, 2 * short, 4 * short)]
+    alone = [tiles_in(min(seen, tokens, FEW_LEAVES * leaf), leaf) for leaf in (short, 2 * short, 4 * short)]
     doubled = [2**i for i in range(1, LEAFY_SPLITS.bit_length()) if 2**i <= splits]
-    of_several = [several * leaves_of(min(tokens, -(-seen // several)), leaf_tokens) for several in doubled]
+    of_several = [several * tiles_in(min(tokens, -(-seen // several)), leaf_tokens) for several in doubled]
     leaves = max(*alone, *of_several, splits)
     return leaves if leaves > splits else 0
-
-
-def leaves_of(keys: int, leaf_tokens: int) -> int:
-    """Leaves of so many keys."""
-    return -(-keys // leaf_tokens)
 
 
 def invariant_tiles(problem: Problem, hardware: Hardware) -> tuple[Tile, Tile]:
