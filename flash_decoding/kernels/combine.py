@@ -202,7 +202,7 @@ def combine_kernel(
         peak, total, acc = softmax.merge(peak, total, acc, peak_s, total_s, acc_s)
 
     out = out_ptr + flat_row * HEAD_DIM_V
-    tl.store(out + cols, (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty), mask=in_row)
+    tl.store(out + cols, (acc * softmax.inverse(total)).to(out_ptr.dtype.element_ty), mask=in_row)
     if lse_ptr is not None and block == 0:
         strides = (lse_sequence, lse_head, lse_token)
         lse = lse_ptr + lse_offset(strides, b, q_start, token, head, cu_seqlens_q_ptr)

@@ -94,8 +94,9 @@ def load_states(
 
 @triton.jit
 def merge_lanes(
-    parts: tl.tensor,  # of each lane the first, as the next
+    parts: tl.tensor,  # of the row the first, as the next
     sums: tl.tensor,
+    first: tl.tensor,  # of each lane, as the next
     left: tl.tensor,
     count: tl.tensor,
     cols: tl.tensor,
@@ -103,9 +104,11 @@ def merge_lanes(
     ALONG: tl.constexpr,  # from a lane's part to its next
     AT_ONCE: tl.constexpr,
 ) -> tl.tuple:
-    """States of lanes that have seen all of their parts, the most of which is ``count``."""
-    peak, total = tl.full((LANES,), float("-inf"), tl.float32), tl.zeros((LANES,), tl.float32)
-    acc = tl.zeros((LANES, cols.shape[0]), tl.float32)
+    """State of a row, from lanes that each take their parts in one by one; ``count`` is the most of these."""
+    parts, sums = parts + first * HEAD_DIM_V, sums + first * 2
+    lanes: tl.constexpr = first.shape[0]
+    peak, total = tl.full((lanes,), float("-inf"), tl.float32), tl.zeros((lanes,), tl.float32)
+    acc = tl.zeros((lanes, cols.shape[0]), tl.float32)
     for _ in range(0, count, AT_ONCE):
         given = ()
         for i in tl.static_range(AT_ONCE):
@@ -116,7 +119,7 @@ def merge_lanes(
         parts += AT_ONCE * ALONG * HEAD_DIM_V
         sums += AT_ONCE * ALONG * 2
         left -= AT_ONCE
-    return peak, total, acc
+    return softmax.join(peak, total, acc)
 
 
 @triton.jit(do_not_specialize=[*SIZES, *TABLES])
@@ -180,16 +183,18 @@ def fold_kernel(
     flat_row = (q_start + token) * heads + head
     if OVERLAP:
         overlap.wait_knowing(flat_row, live, count, in_a_row)
-    rows = flat_row * num_parts + first
-    parts, sums = parts_ptr + rows * HEAD_DIM_V, part_lse_ptr + rows * 2
+    parts = parts_ptr + flat_row * num_parts * HEAD_DIM_V
+    sums = part_lse_ptr + flat_row * num_parts * 2
     cols = block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    if in_a_row:
-        peak_s, total_s, acc_s = merge_lanes(parts, sums, left, count, cols, HEAD_DIM_V, 1, AT_ONCE)
+    if BY_LEAF and live == count:
+        only = tl.arange(0, 1)  # a lane: most have no part here, but their share of the work
+        peak, total, acc = merge_lanes(parts, sums, only, live + only, count, cols, HEAD_DIM_V, 1, AT_ONCE)
+    elif in_a_row:
+        peak, total, acc = merge_lanes(parts, sums, first, left, count, cols, HEAD_DIM_V, 1, AT_ONCE)
     else:
-        peak_s, total_s, acc_s = merge_lanes(parts, sums, left, count, cols, HEAD_DIM_V, LANES, AT_ONCE)
-    peak, total, acc = softmax.join(peak_s, total_s, acc_s)
+        peak, total, acc = merge_lanes(parts, sums, first, left, count, cols, HEAD_DIM_V, LANES, AT_ONCE)
 
-    out = (acc / softmax.denominator(total)).to(out_ptr.dtype.element_ty)
+    out = (acc * softmax.inverse(total)).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + flat_row * HEAD_DIM_V + cols, out, mask=cols < HEAD_DIM_V)
     if lse_ptr is not None and block == 0:
         strides = (lse_sequence, lse_head, lse_token)

@@ -48,6 +48,23 @@ def store_out(
 
 
 @triton.jit
+def row_among(
+    first_token: tl.tensor,
+    token: tl.tensor,
+    head: tl.tensor,
+    number: tl.tensor,
+    part: tl.tensor,
+    HEADS: tl.constexpr,
+) -> tl.tensor:
+    """Rows of a contiguous (tokens, HEADS, number) for one of each row's parts.
+
+    What the rows of a tile have in common is reckoned by itself, in 64 bits; the rest has no need of them.
+    """
+    common = first_token * HEADS * number + part
+    return common + (token * HEADS + head).to(tl.int64) * number
+
+
+@triton.jit
 def store_state(
     acc_ptr: tl.tensor,
     sums_ptr: tl.tensor,
@@ -67,7 +84,7 @@ def store_state(
     """Write states of a part: acc to (tokens, HEADS, num_parts, HEAD_DIM_V), peak and total beside it to
     (tokens, HEADS, num_parts, 2).
     """
-    flat_row = ((q_start + token) * HEADS + head) * num_parts + part
+    flat_row = row_among(q_start, token, head, num_parts, part, HEADS)
     store_out(acc_ptr, acc, flat_row, in_q, cols, HEAD_DIM_V)
     tl.store(sums_ptr + flat_row * 2, peak, mask=in_q)
     tl.store(sums_ptr + flat_row * 2 + 1, total, mask=in_q)
@@ -90,8 +107,8 @@ def store_part(
     HEAD_DIM_V: tl.constexpr,
 ) -> None:
     """Write the result of a run's part to out (parts, max_q_len, HEADS, HEAD_DIM_V), and its LSE."""
-    part_row = (tl.cast(number, tl.int64) * max_q_len + token) * HEADS + head
-    store_out(out_ptr, acc / softmax.denominator(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
+    part_row = row_among(tl.cast(number, tl.int64) * max_q_len, token, head, 1, 0, HEADS)
+    store_out(out_ptr, acc * softmax.inverse(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
     tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
 
 
@@ -132,8 +149,8 @@ def store_split(
     HEAD_DIM_V: tl.constexpr,
 ) -> None:
     """Write the result of a split to out (tokens, HEADS, num_splits, HEAD_DIM_V), and its LSE if any."""
-    flat_row = ((q_start + token) * HEADS + head) * num_splits + split
-    store_out(out_ptr, acc / softmax.denominator(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
+    flat_row = row_among(q_start, token, head, num_splits, split, HEADS)
+    store_out(out_ptr, acc * softmax.inverse(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
     if lse_ptr is not None:
         offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_strides[3]
         tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)

@@ -130,6 +130,15 @@ def denominator(total: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def inverse(total: tl.tensor) -> tl.tensor:
+    """What turns acc into the output: a row is divided once, its columns are multiplied.
+
+    Every kernel does it so, since results of one that merges and of one that need not have the same bits.
+    """
+    return 1.0 / denominator(total)
+
+
+@triton.jit
 def log_sum_exp(peak: tl.tensor, total: tl.tensor) -> tl.tensor:
     """Natural log-sum-exp of a state; -inf for an empty one."""
     return tl.where(total == 0.0, float("-inf"), (peak + tl.log2(denominator(total))) * LN2)
