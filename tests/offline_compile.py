@@ -7,6 +7,7 @@ Run as a script, in a process of its own, since the interpreter and the compiler
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -194,8 +195,10 @@ def launches(case: Case, hardware: Hardware) -> None:
         append.launch(NewTokens(new, new_v), cache, overlaps=overlaps)
 
 
-def resources(kernel: Any) -> dict[str, int]:
-    """Registers, stack and local memory of a compiled kernel, as the disassembler reports them."""
+def resources(kernel: Any) -> dict[str, Any]:
+    """Registers, stack and local memory of a compiled kernel, as the disassembler reports them, and how many
+    of its products wait for each other.
+    """
     if "cubin" not in kernel.asm:
         text = kernel.asm["amdgcn"]
         spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", text)
@@ -205,10 +208,17 @@ def resources(kernel: Any) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [str(cuobjdump), "--dump-resource-usage", file.name]
+        command = [str(cuobjdump), "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"]}
+    spills = found["STACK"] + found["LOCAL"]
+    return {"registers": found["REG"], "spills": spills, "in_turn": products_in_turn(text)}
+
+
+def products_in_turn(disassembly: str) -> float:
+    """Share of a kernel's products that wait for the one right before them, being added to what it gives."""
+    sums = re.findall(r"\bHMMA\S* (R\d+)", disassembly)
+    return sum(a == b for a, b in itertools.pairwise(sums)) / max(1, len(sums))
 
 
 def compile_all(names: list[str], cases: tuple[Case, ...] = CASES) -> Iterator[dict[str, Any]]:

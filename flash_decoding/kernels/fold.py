@@ -194,7 +194,7 @@ def fold_kernel(
     else:
         peak, total, acc = merge_lanes(parts, sums, first, left, count, cols, HEAD_DIM_V, LANES, AT_ONCE)
 
-    out = (acc * softmax.inverse(total)).to(out_ptr.dtype.element_ty)
+    out = softmax.output(acc, total, BLOCK_M).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + flat_row * HEAD_DIM_V + cols, out, mask=cols < HEAD_DIM_V)
     if lse_ptr is not None and block == 0:
         strides = (lse_sequence, lse_head, lse_token)

@@ -18,9 +18,6 @@ FEW_ROWS = tl.constexpr(16)
 beside the addresses of a tile of small pages, one for each key."""
 
 
-MANY_ROWS = tl.constexpr(64)
-
-
 def are_finished(plan: Plan) -> bool:
     """Whether programs that go across sequences write the results of those that they have all of.
 
@@ -29,6 +26,46 @@ def are_finished(plan: Plan) -> bool:
     """
     is_shared = plan.balanced or plan.runs > 0
     return is_shared and plan.tile.block_m == FEW_ROWS.value and not (plan.roles and plan.split_tokens)
+
+
+@triton.jit
+def scores_of(
+    q: tl.tensor,
+    k: tl.tensor,
+    slots: tl.tensor,
+    live: tl.tensor,
+    position: tl.tensor,
+    some_hidden: tl.tensor,  # whether there is a row that does not see all of the tile; True if not known
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    slopes: tl.tensor,
+    alibi_ptr: tl.tensor,
+    window_left: tl.tensor,
+    window_right: tl.tensor,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUND_LEFT: tl.constexpr,
+    BOUND_RIGHT: tl.constexpr,
+    SCORES: tl.constexpr,
+) -> tl.tensor:
+    """Scores (rows, keys) of a tile, but for their factor; -inf where a key is not seen.
+
+    Where nothing else is to be done to them products are added to that -inf: so all sums of a tile begin at
+    once, and go on side by side. Where each is masked as it ends the assembler has been seen to make one
+    after the other, in the same registers, each step waiting for the one before. (A key that some rows see
+    can be anything, and is to hurt none that do not.)
+    """
+    if SCORES == score.FACTORED and not BOUND_LEFT and not BOUND_RIGHT and BLOCK_M < softmax.MANY_ROWS:
+        sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
+        hidden = tl.where(sees, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), float("-inf"))
+        scores = tl.dot(q, tl.trans(k), hidden, input_precision="ieee")
+    else:
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SCORES)
+        if some_hidden:
+            sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
+            scores = tl.where(sees, scores, float("-inf"))
+    return scores
 
 
 @triton.jit
@@ -108,8 +145,9 @@ def read_part(
     k_base = k_ptr + tl.cast(head_kv, tl.int64) * k_strides[2]
     v_base = v_ptr + tl.cast(head_kv, tl.int64) * v_strides[2]
     lanes = tl.arange(0, BLOCK_N)
-    # Many rows are work enough to leave out masks where every row sees all of a tile, if registers last.
-    may_skip: tl.constexpr = BLOCK_M >= MANY_ROWS and BLOCK_DV <= 128 and key_mask_ptr is None
+    # Many rows are work enough to leave out masks where every row sees all of a tile, and to keep the offsets
+    # of a tile's keys from its first, if registers last.
+    may_skip: tl.constexpr = BLOCK_M >= softmax.MANY_ROWS and BLOCK_DV <= 128 and key_mask_ptr is None
     if may_skip:
         first_clear, last_clear = keys.seen_by_all(
             position, lo, hi, window_left, window_right, BOUND_LEFT, BOUND_RIGHT
@@ -130,19 +168,19 @@ def read_part(
         )
         if key_mask_ptr is not None:
             live &= keys.exist(key_mask_ptr, key_mask_stride, key_mask_columns, b, slots, live)
-        k = load.load_tile(k_base, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SCORES)
+        some_hidden, k_tile, v_tile = True, k_base, v_base
         if may_skip:
-            if (start < first_clear) | (start + BLOCK_N > last_clear):
-                sees = keys.row_sees(
-                    slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT
-                )
-                scores = tl.where(sees, scores, float("-inf"))
-        else:
-            sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
-            scores = tl.where(sees, scores, float("-inf"))
-        v = load.load_tile(v_base, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
+            some_hidden = (start < first_clear) | (start + BLOCK_N > last_clear)
+            if PAGE_SIZE == 0:
+                k_tile += start.to(tl.int64) * k_strides[1]
+                v_tile += start.to(tl.int64) * v_strides[1]
+                slot = lanes.to(tl.int64)
+        k = load.load_tile(k_tile, page, slot, live, k_strides, HEAD_DIM, BLOCK_D)
+        scores = scores_of(
+            q, k, slots, live, position, some_hidden, scale, softcap, slopes, alibi_ptr, window_left,
+            window_right, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SCORES,
+        )  # fmt: skip
+        v = load.load_tile(v_tile, page, slot, live, v_strides, HEAD_DIM_V, BLOCK_DV)
         peak, total, acc = softmax.update(peak, total, acc, scores, factor, v)
     peak, total_row, acc = softmax.gather(peak, total, acc)
     if LEAVES:

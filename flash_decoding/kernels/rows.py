@@ -58,10 +58,14 @@ def row_among(
 ) -> tl.tensor:
     """Rows of a contiguous (tokens, HEADS, number) for one of each row's parts.
 
-    What the rows of a tile have in common is reckoned by itself, in 64 bits; the rest has no need of them.
+    Of many rows what they have in common is reckoned by itself, in 64 bits; the rest has no need of them.
     """
-    common = first_token * HEADS * number + part
-    return common + (token * HEADS + head).to(tl.int64) * number
+    if token.shape[0] >= softmax.MANY_ROWS:
+        common = first_token * HEADS * number + part
+        flat_row = common + (token * HEADS + head).to(tl.int64) * number
+    else:
+        flat_row = ((first_token + token) * HEADS + head) * number + part
+    return flat_row
 
 
 @triton.jit
@@ -108,7 +112,7 @@ def store_part(
 ) -> None:
     """Write the result of a run's part to out (parts, max_q_len, HEADS, HEAD_DIM_V), and its LSE."""
     part_row = row_among(tl.cast(number, tl.int64) * max_q_len, token, head, 1, 0, HEADS)
-    store_out(out_ptr, acc * softmax.inverse(total)[:, None], part_row, in_q, cols, HEAD_DIM_V)
+    store_out(out_ptr, softmax.output(acc, total[:, None], acc.shape[0]), part_row, in_q, cols, HEAD_DIM_V)
     tl.store(lse_ptr + part_row, softmax.log_sum_exp(peak, total), mask=in_q)
 
 
@@ -150,7 +154,7 @@ def store_split(
 ) -> None:
     """Write the result of a split to out (tokens, HEADS, num_splits, HEAD_DIM_V), and its LSE if any."""
     flat_row = row_among(q_start, token, head, num_splits, split, HEADS)
-    store_out(out_ptr, acc * softmax.inverse(total)[:, None], flat_row, in_q, cols, HEAD_DIM_V)
+    store_out(out_ptr, softmax.output(acc, total[:, None], acc.shape[0]), flat_row, in_q, cols, HEAD_DIM_V)
     if lse_ptr is not None:
         offset = lse_offset(lse_strides, b, q_start, token, head, cu_seqlens_q_ptr) + split * lse_strides[3]
         tl.store(lse_ptr + offset, softmax.log_sum_exp(peak, total), mask=in_q)

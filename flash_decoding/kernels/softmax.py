@@ -16,6 +16,10 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
+MANY_ROWS = tl.constexpr(64)
+"""Rows of a tile from which instructions are saved where registers can be spent on it. Few rows need their
+instructions less, and kernels of warps with roles have been seen to lose more by another order of them."""
+
 
 @triton.jit
 def empty(ROWS: tl.constexpr, TOTALS: tl.constexpr, COLS: tl.constexpr) -> tl.tuple:
@@ -131,11 +135,22 @@ def denominator(total: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def inverse(total: tl.tensor) -> tl.tensor:
-    """What turns acc into the output: a row is divided once, its columns are multiplied.
-
-    Every kernel does it so, since results of one that merges and of one that need not have the same bits.
-    """
+    """What acc is to be multiplied with."""
     return 1.0 / denominator(total)
+
+
+@triton.jit
+def output(acc: tl.tensor, total: tl.tensor, ROWS: tl.constexpr) -> tl.tensor:
+    """acc over total, for a state of a tile of so many rows; 0 for an empty one.
+
+    Of many rows each is divided once and its columns are multiplied. Who may write the result of the same
+    part does it by this function, with the rows of its tile, not those that it has: the bits are the same.
+    """
+    if ROWS >= MANY_ROWS:
+        out = acc * inverse(total)
+    else:
+        out = acc / denominator(total)
+    return out
 
 
 @triton.jit

@@ -107,10 +107,12 @@ def multiply_part(
     SCORES: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
+    HIDES_FIRST: gl.constexpr,
 ) -> gl.tuple:
     """State (peak, total, acc) of a row tile that has seen a part, whose tiles come from ``turn`` on.
 
-    With LEAVES each ``leaf`` of them are a state of their own, merged from left to right.
+    With LEAVES each ``leaf`` of them are a state of their own, merged from left to right. With HIDES_FIRST
+    products are added to what hides a key, where they can be (:func:`flash_decoding.kernels.part.scores_of`).
     """
     alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right = scoring
     _, lo, hi, first, step, count = tiles
@@ -146,10 +148,14 @@ def multiply_part(
                 acc = gl.zeros([BLOCK_M, BLOCK_DV], gl.float32, PRODUCT)
         slots = (first + i * step) * BLOCK_N + lanes
         live = (slots >= lo) & (slots < hi)
-        scores = multiply(q, ring.at(k_ring, turn + i, STAGES), nothing, True)
-        scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SCORES)
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
-        scores = gl.where(sees, scores, float("-inf"))
+        tile = ring.at(k_ring, turn + i, STAGES)
+        if HIDES_FIRST and SCORES == score.FACTORED and not BOUND_LEFT and not BOUND_RIGHT:
+            scores = multiply(q, tile, gl.where(sees, nothing, float("-inf")), True)
+        else:
+            scores = multiply(q, tile, nothing, True)
+            scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SCORES)
+            scores = gl.where(sees, scores, float("-inf"))
         peak, total, alpha, p = softmax.weigh(peak, total, scores, factor)
         p = gl.convert_layout(p.to(q.dtype), gl.DotOperandLayout(0, PRODUCT, 2))
         acc = multiply(p, ring.at(v_ring, turn + i, STAGES), acc * alpha[:, None], False)

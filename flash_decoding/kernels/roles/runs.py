@@ -143,7 +143,7 @@ def multiply_run(
                 given = 0
             peak, total, acc = multiply_part(
                 q, scoring, k_ring, v_ring, b, head_kv, row, q_len, end, tiles, leaf, is_first, turn, GROUP,
-                BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SCORES, LEAVES, STAGES,
+                BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SCORES, LEAVES, STAGES, True,
             )  # fmt: skip
             turn += tiles[5]
             token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))

@@ -237,7 +237,7 @@ def multiply_units(
             given = 0
         peak, total, acc = multiply_part(
             as_operand(q), scoring, k_ring, v_ring, b, head_kv, row, q_len, slots[1], tiles, leaf, split == 0,
-            turn, GROUP, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SCORES, LEAVES, STAGES,
+            turn, GROUP, BLOCK_DV, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, SCORES, LEAVES, STAGES, False,
         )  # fmt: skip
         turn += tiles[5]
         token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, PRODUCT))
