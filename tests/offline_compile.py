@@ -211,13 +211,13 @@ def resources(kernel: Any) -> dict[str, Any]:
         command = [str(cuobjdump), "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    spills = found["STACK"] + found["LOCAL"]
-    return {"registers": found["REG"], "spills": spills, "in_turn": products_in_turn(text)}
+    on_stack = found["STACK"] + found["LOCAL"]
+    return {"registers": found["REG"], "spills": on_stack, "in_turn": products_in_turn(text)}
 
 
 def products_in_turn(disassembly: str) -> float:
     """Share of a kernel's products that wait for the one right before them, being added to what it gives."""
-    sums = re.findall(r"\bHMMA\S* (R\d+)", disassembly)
+    sums: list[str] = re.findall(r"\bHMMA\S* (R\d+)", disassembly)
     return sum(a == b for a, b in itertools.pairwise(sums)) / max(1, len(sums))
 
 
