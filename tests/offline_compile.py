@@ -41,6 +41,14 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), "MI300X"),
 }
 
+ROLES_TARGET = "sm_90"
+"""The one that has warps with roles. Its attention is disassembled, which takes half a second for each."""
+
+ATTENTION = {
+    *("attend_kernel", "attend_balanced_kernel", "attend_fixed_kernel"),
+    *("attend_roles_kernel", "balanced_roles_kernel"),
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -195,29 +203,31 @@ def launches(case: Case, hardware: Hardware) -> None:
         append.launch(NewTokens(new, new_v), cache, overlaps=overlaps)
 
 
-def resources(kernel: Any) -> dict[str, Any]:
-    """Registers, stack and local memory of a compiled kernel, as the disassembler reports them, and how many
-    of its products wait for each other.
-    """
+def resources(kernel: Any) -> dict[str, int]:
+    """Registers, stack and local memory of a compiled kernel, as the disassembler reports them."""
     if "cubin" not in kernel.asm:
         text = kernel.asm["amdgcn"]
         spills = re.search(r"\.vgpr_spill_count:\s*(\d+)", text)
         registers = re.search(r"\.vgpr_count:\s*(\d+)", text)
         return {"registers": int(registers[1]) if registers else 0, "spills": int(spills[1]) if spills else 0}
+    text = disassembler(kernel, "--dump-resource-usage")
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"]}
+
+
+def disassembler(kernel: Any, dump: str) -> str:
+    """What the disassembler says of a kernel for an NVIDIA GPU."""
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [str(cuobjdump), "--dump-resource-usage", "--dump-sass", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    on_stack = found["STACK"] + found["LOCAL"]
-    return {"registers": found["REG"], "spills": on_stack, "in_turn": products_in_turn(text)}
+        command = [str(cuobjdump), dump, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def products_in_turn(disassembly: str) -> float:
+def products_in_turn(kernel: Any) -> float:
     """Share of a kernel's products that wait for the one right before them, being added to what it gives."""
-    sums: list[str] = re.findall(r"\bHMMA\S* (R\d+)", disassembly)
+    sums: list[str] = re.findall(r"\bHMMA\S* (R\d+)", disassembler(kernel, "--dump-sass"))
     return sum(a == b for a, b in itertools.pairwise(sums)) / max(1, len(sums))
 
 
@@ -243,6 +253,8 @@ def compile_all(names: list[str], cases: tuple[Case, ...] = CASES) -> Iterator[d
             for kernel_name, kernel in compiled:
                 record: dict[str, Any] = {"target": name, "case": case.name, "kernel": kernel_name}
                 record |= {"smem": kernel.metadata.shared, "smem_limit": hardware.smem_bytes}
+                if name == ROLES_TARGET and kernel_name in ATTENTION:
+                    record["in_turn"] = products_in_turn(kernel)
                 yield record | resources(kernel)
 
 

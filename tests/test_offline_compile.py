@@ -46,15 +46,16 @@ def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str,
         if r["kernel"] not in {"combine_kernel", "fold_kernel", "append_kernel"} and r["spills"]
     ]
     assert not spilling
-    in_turn = [r for r in records if r["target"] == "sm_90" and is_plain(r["case"]) and r["in_turn"] > 0.2]
+    in_turn = [r for r in records if is_plain(r["case"]) and r.get("in_turn", 0.0) > 0.2]
     assert not in_turn
+    assert any("in_turn" in r for r in records) == ("sm_90" in targets)
 
 
 def is_plain(case: str) -> bool:
-    """Whether it is attention whose sums of products are to go on side by side: wide heads have too few sums
-    in a tile, and what else is done to a score is done where its sum ends.
+    """Whether sums of products are to go on side by side: wide heads have too few in a tile, and what else is
+    done to a score is done where its sum ends.
     """
-    return not any(word in case for word in ("head_dim_256", "head_dim_192", "masked", "option", "linear"))
+    return not any(word in case for word in ("head_dim_256", "head_dim_192", "masked", "option"))
 
 
 def test_a_repeated_call_hands_the_driver_what_triton_would() -> None:
