@@ -253,8 +253,8 @@ def compile_all(names: list[str], cases: tuple[Case, ...] = CASES) -> Iterator[d
             for kernel_name, kernel in compiled:
                 record: dict[str, Any] = {"target": name, "case": case.name, "kernel": kernel_name}
                 record |= {"smem": kernel.metadata.shared, "smem_limit": hardware.smem_bytes}
-                if name == ROLES_TARGET and kernel_name in ATTENTION:
-                    record["in_turn"] = products_in_turn(kernel)
+                is_read = name == ROLES_TARGET and kernel_name in ATTENTION
+                record |= {"in_turn": products_in_turn(kernel)} if is_read else {}
                 yield record | resources(kernel)
 
 
