@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.interpreter import save_time
+
 HAS_GPU = torch.cuda.is_available()
 
 if HAS_GPU:
@@ -17,6 +19,7 @@ if HAS_GPU:
 else:
     # Triton decides when a kernel is decorated, so this stands before anything can import a kernel.
     os.environ["TRITON_INTERPRET"] = "1"
+    save_time()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores among themselves; threads of PyTorch on top only make them wait for each other.
