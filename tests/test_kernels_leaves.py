@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flash_decoding import execute
+from flash_decoding.kernels import fold
 from tests.helpers import Case, assert_close_to_reference, make_inputs
 from tests.kernel_cases import plan_of, random_case, runnable
 from tests.test_kernels_fixed import FEATURES, LENGTHS, small_splits
@@ -55,3 +56,11 @@ def test_states_that_differ_by_more_than_numbers_hold(device: torch.device) -> N
     """Scores some hundreds apart: a leaf counts for nothing beside another, before it or behind."""
     case = Case(batch=6, capacity=320, seqlens=LENGTHS, softmax_scale=40.0)
     assert_ways_agree(case, device, 4, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_as_many_splits_as_lanes(dtype: torch.dtype, device: torch.device) -> None:
+    """The reduction of few splits has its lanes in other threads than that of leaves, and the same sums."""
+    case = Case(batch=3, capacity=2200, seqlens=(2200, 1500, 70), head_dim=64, dtype=dtype)
+    assert small_splits(make_inputs(case, device=device)).num_splits >= fold.LANES.value
+    assert_ways_agree(case, device, 2, 1)

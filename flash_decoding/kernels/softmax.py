@@ -20,6 +20,9 @@ MANY_ROWS = tl.constexpr(64)
 """Rows of a tile from which instructions are saved where registers can be spent on it. Few rows need their
 instructions less, and kernels of warps with roles have been seen to lose more by another order of them."""
 
+ONE_EACH = tl.constexpr(32 * 4)
+"""Numbers of a block up to which each of 32 threads has but one of a column: it reads four of a row."""
+
 
 @triton.jit
 def empty(ROWS: tl.constexpr, TOTALS: tl.constexpr, COLS: tl.constexpr) -> tl.tuple:
@@ -94,20 +97,53 @@ def fold(
 
 
 @triton.jit
+def _halve(x: tl.tensor) -> tl.tensor:
+    """Sums of two lanes each, half of all apart: x (lanes,) or (lanes, columns)."""
+    half: tl.constexpr = x.shape[0] // 2
+    if len(x.shape) == 1:
+        x = tl.reshape(x, (2, half))
+    else:
+        x = tl.reshape(x, (2, half, x.shape[1]))
+    return tl.sum(x, 0)
+
+
+@triton.jit
+def _sum_of_lanes(x: tl.tensor) -> tl.tensor:
+    """Sum over up to 8 lanes: of two at a time, so that no layout of threads tells the order."""
+    for _ in tl.static_range(3):
+        if x.shape[0] > 1:
+            x = _halve(x)
+    return tl.sum(x, 0)
+
+
+@triton.jit
 def join(peak: tl.tensor, total: tl.tensor, acc: tl.tensor) -> tl.tuple:
-    """State of one row from those of lanes: peak (lanes,), total (lanes,), acc (lanes, columns)."""
+    """State of one row from those of lanes: peak (lanes,), total (lanes,), acc (lanes, columns).
+
+    Products are written as in :func:`fold`: one that is merged into the sum with another lane's would be
+    rounded there, not here.
+    """
     top = tl.max(peak, 0)
     weight = tl.exp2(peak - _pivot(top))
-    return top, tl.sum(weight * total, 0), tl.sum(weight[:, None] * acc, 0)
+    totals = tl.fma(weight, total, 0.0)
+    return top, _sum_of_lanes(totals), _sum_of_lanes(tl.fma(weight[:, None], acc, 0.0))
 
 
 @triton.jit
 def from_partials(lse: tl.tensor, out: tl.tensor) -> tl.tuple:
-    """State of one row whose keys were seen by several programs: lse (parts,), out (parts, columns)."""
+    """State of one row whose keys were seen by several programs: lse (parts,), out (parts, columns).
+
+    For one warp. Where a thread may have one part of a column, its product is written as in :func:`fold`:
+    merged into the sum with another thread's, each of the two would come to a sum of its own.
+    """
     lse_log2 = lse * LOG2E
     peak = tl.max(lse_log2, 0)
     weight = tl.exp2(lse_log2 - _pivot(peak))
-    return peak, tl.sum(weight, 0), tl.sum(weight[:, None] * out, 0)
+    if out.shape[0] * out.shape[1] <= ONE_EACH:
+        weighted = tl.fma(weight[:, None], out, 0.0)
+    else:
+        weighted = weight[:, None] * out
+    return peak, tl.sum(weight, 0), tl.sum(weighted, 0)
 
 
 @triton.jit

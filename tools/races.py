@@ -1,0 +1,57 @@
+"""What the race checker reported, by what the two accesses are for; and which of it is new.
+
+It reports races of warps with roles that share nothing, so it cannot tell there. ``tools/control.py`` has
+kernels that are right by their few lines: what is reported of them, and nothing else, is let pass elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("flash_decoding", "tools")
+CONTROL = ("apart_kernel", "hand_over_kernel")
+
+PURPOSES = {
+    "_kernel(": "start of warps",
+    "gl.warp_specialize(": "start of warps",
+    "buffer.load(": "tile read",
+    "async_copy_global_to_shared(": "tile filled",
+}
+"""What a line of source that has so much in it is for. Triton's own steps go by the line of the kernel."""
+
+FIRST = re.compile(r"Race reported between (\w+) access at (\w+)\+\w+ in (\S+):(\d+)")
+OTHER = re.compile(r"and (\w+) access at \w+\+\w+ in (\S+):(\d+) \[(\d+) hazards\]")
+
+
+def purpose_of(file: str, line: int) -> str:
+    """What a line is for; the line itself where that is not known. Of a path, logs have the last part."""
+    for path in itertools.chain.from_iterable((ROOT / folder).rglob(file) for folder in FOLDERS):
+        lines = path.read_text().splitlines()
+        text = lines[line - 1] if line <= len(lines) else ""
+        for part, purpose in PURPOSES.items():
+            if part in text:
+                return purpose
+    return f"{file}:{line}"
+
+
+def races_of(log: str) -> Counter[tuple[str, str]]:
+    """Hazards of a log, by kernel and by what its two accesses are for."""
+    races: Counter[tuple[str, str]] = Counter()
+    kernel = first = ""
+    for line in log.splitlines():
+        if found := FIRST.search(line):
+            kernel, first = found[2], f"{found[1].lower()}, {purpose_of(found[3], int(found[4]))}"
+        elif found := OTHER.search(line):
+            second = f"{found[1].lower()}, {purpose_of(found[2], int(found[3]))}"
+            races[kernel, " / ".join(sorted((first, second)))] += int(found[4])
+    return races
+
+
+def beyond_the_control(races: Counter[tuple[str, str]]) -> dict[str, int]:
+    """Hazards of a kind that the control does not have, by kernel and kind."""
+    known = {kind for kernel, kind in races if kernel in CONTROL}
+    return {f"{kernel}: {kind}": hazards for (kernel, kind), hazards in races.items() if kind not in known}
