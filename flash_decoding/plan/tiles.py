@@ -57,7 +57,7 @@ class TileRow:
 
 
 H200 = "results/tiles-h200.json"
-IN_USE = "results/serving-nvidia-h200-bfloat16-20261129T202248Z.json"
+IN_USE = "results/serving-nvidia-h200-bfloat16-20261130T022433Z.json"
 UNMEASURED = "chosen by shared memory and registers; no record yet"
 
 TILES = (
