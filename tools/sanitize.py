@@ -30,6 +30,9 @@ from tests.kernel_cases import EDGES
 
 DEVICE = torch.device("cuda")
 
+MANY_TILES = Case(name="many_tiles", capacity=700, seqlens=(700, 431), dtype=torch.bfloat16)
+"""More than any ring has buffers."""
+
 
 def run_case(case: Case) -> None:
     """One attention call in every way that the Triton variant has."""
@@ -120,7 +123,7 @@ def run_control() -> None:
 def jobs() -> Iterator[Callable[[], None]]:
     """All launches, in pieces that need nothing of each other."""
     yield from (run_control, run_wrong_numbers, run_linear_layers, run_merge)
-    for case in EDGES:
+    for case in (MANY_TILES, *EDGES):
         yield functools.partial(run_case, case)
 
 
