@@ -21,7 +21,7 @@ demo: $(READY)  ## Attention, then a whole model, on whatever device is here: ta
 	$(BIN)/flash-decoding bench --suite model --quick --out $(OUT)
 
 test: $(READY)  ## All tests; those that need a GPU say that they were skipped
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(READY)  ## Lint, format, types
 	$(BIN)/ruff check .
