@@ -37,6 +37,11 @@ for stage in $stages; do
         rm -f "$out"/memcheck-*.log "$out"/racecheck-*.log
         ;;
     bench)
+        jobs=${JOBS:-8}
+        for shard in $(seq 0 $((jobs - 1))); do
+            $python -m tools.compile_peers "$shard" "$jobs" >/dev/null 2>&1 &
+        done
+        wait
         $python -m flash_decoding bench --out "$out" || failed=1
         $python -m flash_decoding bench --suite serving --out "$out" || failed=1
         ;;
