@@ -13,6 +13,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 WARP = gl.constexpr(32)
 
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+"""Threads of a group of warps wait for each other: its name from Triton 3.7 on, and the one before."""
+
 
 @gluon.constexpr_function
 def buffer_layout(columns: int, bits: int) -> gl.SwizzledSharedLayout:
@@ -56,7 +59,7 @@ def drop(ring: gl.tuple, i: gl.tensor, STAGES: gl.constexpr) -> None:
     """Let go of tile i without a look at it."""
     _, full, free, parity = at(ring, i, STAGES)
     mbarrier.wait(full, parity)
-    gl.thread_barrier()  # all have seen it full before it may be filled again
+    barrier()  # all have seen it full before it may be filled again
     mbarrier.arrive(free)
 
 
