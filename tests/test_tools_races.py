@@ -28,7 +28,7 @@ def started(kernel: str, file: Path, hazards: int) -> str:
 
 
 def handed_over(kernel: str, file_read: Path, file_filled: Path, hazards: int) -> str:
-    read, filled = line_of(file_read, "buffer.load("), line_of(file_filled, "async_copy_global_to_shared(")
+    read, filled = line_of(file_read, "buffer.load("), line_of(file_filled, "async_load(")
     return report(kernel, read, filled, hazards)
 
 

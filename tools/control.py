@@ -13,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from flash_decoding.kernels.roles import ring
+from flash_decoding.kernels.roles.gluon_names import async_load
 from flash_decoding.kernels.roles.multiplying import PRODUCT
 
 WARPS = gl.constexpr(4)
@@ -52,7 +53,7 @@ def fill(source: gl.tensor, into: gl.tuple) -> None:
     """Start the copy of a tile when its buffer is free."""
     buffer, full, free, parity = into
     mbarrier.wait(free, parity ^ 1)
-    async_copy.async_copy_global_to_shared(buffer, source + places(SIZE, LANES))
+    async_load(buffer, source + places(SIZE, LANES))
     async_copy.mbarrier_arrive(full, increment_count=False)
 
 

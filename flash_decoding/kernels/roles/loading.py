@@ -9,6 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from flash_decoding.kernels import overlap
 from flash_decoding.kernels.roles import paging, ring
+from flash_decoding.kernels.roles.gluon_names import async_load
 
 
 @gluon.constexpr_function
@@ -61,7 +62,7 @@ def copy_tile(
         live &= (cols < COLS)[None, :]
     source = base_ptr + (places * UNIT)[:, None] + cols[None, :]
     mbarrier.wait(free, parity ^ 1)
-    async_copy.async_copy_global_to_shared(buffer, source, mask=live)
+    async_load(buffer, source, mask=live)
     async_copy.mbarrier_arrive(full, increment_count=False)
 
 

@@ -8,6 +8,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from flash_decoding.kernels.roles import ring
+from flash_decoding.kernels.roles.gluon_names import async_load
 
 
 @gluon.constexpr_function
@@ -83,7 +84,7 @@ def copy_pages(
     rows = (pages * strides[0])[:, None] + (inside * strides[1])[None, :]
     source = base_ptr + (gl.expand_dims(rows, 2) + gl.expand_dims(cols[None, :], 0))
     mbarrier.wait(free, parity ^ 1)
-    async_copy.async_copy_global_to_shared(buffer.reshape([PAGES, SLOTS, BLOCK_COLS]), source, mask=live)
+    async_load(buffer.reshape([PAGES, SLOTS, BLOCK_COLS]), source, mask=live)
     async_copy.mbarrier_arrive(full, increment_count=False)
 
 

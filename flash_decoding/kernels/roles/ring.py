@@ -11,10 +11,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-WARP = gl.constexpr(32)
+from flash_decoding.kernels.roles.gluon_names import barrier
 
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-"""Threads of a group of warps wait for each other: its name from Triton 3.7 on, and the one before."""
+WARP = gl.constexpr(32)
 
 
 @gluon.constexpr_function
