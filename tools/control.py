@@ -1,7 +1,8 @@
 """Kernels of warps with roles that are right by their few lines, for the race checker to judge.
 
 What it reports of these belongs to how Triton starts groups of warps and hands them what they take, or to how
-the checker follows barriers, and it reports it of every kernel that does the same.
+the checker follows barriers, and it reports it of every kernel that does the same. The library's steps, whose
+order is in question, are written anew here: a fault of theirs is not to be the control's, too.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """What the race checker reported, by what the two accesses are for; and which of it is new.
 
 It reports races of warps with roles that share nothing, so it cannot tell there. ``tools/control.py`` has
-kernels that are right by their few lines: what is reported of them, and nothing else, is let pass elsewhere.
+kernels that are right by their few lines: what is reported of them, and nothing else, is let pass in kernels
+of such warps. Of every other kernel nothing is.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 import re
 from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("flash_decoding", "tools")
+WITH_ROLES = (*sorted((ROOT / "flash_decoding/kernels/roles").glob("*.py")), ROOT / "tools/control.py")
 CONTROL = ("apart_kernel", "hand_over_kernel")
 
 PURPOSES = {
@@ -27,13 +28,21 @@ FIRST = re.compile(r"Race reported between (\w+) access at (\w+)\+\w+ in (\S+):(
 OTHER = re.compile(r"and (\w+) access at \w+\+\w+ in (\S+):(\d+) \[(\d+) hazards\]")
 
 
-def purpose_of(file: str, line: int) -> str:
-    """What a line is for; the line itself where that is not known. Of a path, logs have the last part."""
-    for path in itertools.chain.from_iterable((ROOT / folder).rglob(file) for folder in FOLDERS):
-        lines = path.read_text().splitlines()
-        text = lines[line - 1] if line <= len(lines) else ""
+@functools.cache
+def sources() -> dict[Path, str]:
+    """The text of all that has warps with roles."""
+    return {path: path.read_text() for path in WITH_ROLES}
+
+
+def purpose_of(kernel: str, file: str, line: int) -> str:
+    """What a line is for in a kernel of warps with roles; the line itself where that is not known, and in all
+    other kernels. Of a path, logs have the last part.
+    """
+    has_roles = any(f"def {kernel}(" in text for text in sources().values())
+    texts = [text for path, text in sources().items() if path.name == file and has_roles]
+    for code in (code for text in texts for code in text.splitlines()[line - 1 : line]):
         for part, purpose in PURPOSES.items():
-            if part in text:
+            if part in code:
                 return purpose
     return f"{file}:{line}"
 
@@ -44,11 +53,16 @@ def races_of(log: str) -> Counter[tuple[str, str]]:
     kernel = first = ""
     for line in log.splitlines():
         if found := FIRST.search(line):
-            kernel, first = found[2], f"{found[1].lower()}, {purpose_of(found[3], int(found[4]))}"
+            kernel, first = found[2], f"{found[1].lower()}, {purpose_of(found[2], found[3], int(found[4]))}"
         elif found := OTHER.search(line):
-            second = f"{found[1].lower()}, {purpose_of(found[2], int(found[3]))}"
+            second = f"{found[1].lower()}, {purpose_of(kernel, found[2], int(found[3]))}"
             races[kernel, " / ".join(sorted((first, second)))] += int(found[4])
     return races
+
+
+def reports_of(log: str) -> int:
+    """How many races a log tells of. The checker counts more where it was told to show no more of them."""
+    return len(FIRST.findall(log))
 
 
 def beyond_the_control(races: Counter[tuple[str, str]]) -> dict[str, int]:
