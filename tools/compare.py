@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from flash_decoding.bench import attention
 from flash_decoding.bench.baselines.floor import floor_column
 from flash_decoding.bench.cases import Case, parse_rows
 from flash_decoding.bench.column import Column, Way
+from flash_decoding.bench.device import failures
 from flash_decoding.bench.inputs import make_inputs
 from flash_decoding.bench.row import AttentionRow
 from flash_decoding.bench.serving.kinds import serving_cases
@@ -91,12 +92,15 @@ def line_of(row: AttentionRow) -> str:
     return f"{row.name}: floor {floor * 1e6:.2f} us; {'; '.join(told)}"
 
 
-def compile_share(columns: Sequence[Column], cases: Sequence[Case], share: int, shares: int) -> None:
-    """Make every ``shares``-th of the calls once; who makes it later finds it compiled."""
-    for case, column in list(itertools.product(cases, columns))[share::shares]:
+def make_once(calls: Iterable[tuple[Column, Case]], share: int, shares: int) -> None:
+    """Make every ``shares``-th of the calls; who makes it later finds it compiled. Says what fails."""
+    for column, case in itertools.islice(calls, share, None, shares):
         inputs = make_inputs(case, seed=0)
         for way in column.ways:
-            way.prepare(case, inputs)()
+            try:
+                way.prepare(case, inputs)()
+            except failures(case.device) as error:
+                sys.stdout.write(f"{column.name}, {case.name}, {way.label}: {error!r:.200}\n")
 
 
 def compile_ahead(jobs: int) -> None:
@@ -139,7 +143,7 @@ def main() -> None:
     if given.share is not None:
         with tempfile.TemporaryDirectory() as scratch:
             columns = contenders(versions, Path(scratch), device)
-            compile_share(columns, cases, given.share, given.jobs)
+            make_once(itertools.product(columns, cases), given.share, given.jobs)
         return
     if given.jobs:
         compile_ahead(given.jobs)

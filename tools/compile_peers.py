@@ -17,9 +17,8 @@ import torch
 from flash_decoding.bench import baselines
 from flash_decoding.bench.cases import Case, announced_cases
 from flash_decoding.bench.column import Column
-from flash_decoding.bench.device import failures
-from flash_decoding.bench.inputs import make_inputs
 from flash_decoding.bench.serving.kinds import serving_cases
+from tools.compare import make_once
 
 
 def calls(device: torch.device) -> Iterator[tuple[Column, Case]]:
@@ -33,18 +32,6 @@ def calls(device: torch.device) -> Iterator[tuple[Column, Case]]:
     yield from different.values()
 
 
-def main(shard: int = 0, shards: int = 1) -> None:
-    """Make every ``shards``-th of them."""
-    for column, case in itertools.islice(calls(torch.device("cuda")), shard, None, shards):
-        inputs = make_inputs(case, seed=0)
-        for way in column.ways:
-            try:
-                way.prepare(case, inputs)()
-                torch.cuda.synchronize()
-            except failures(case.device) as error:
-                sys.stdout.write(f"{column.name}, {case.name}, {way.label}: {error!r:.200}\n")
-        torch.cuda.empty_cache()
-
-
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    first, step = map(int, sys.argv[1:] or (0, 1))
+    make_once(calls(torch.device("cuda")), first, step)
