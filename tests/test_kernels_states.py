@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from flash_decoding import execute
-from flash_decoding.plan import Hardware
-from flash_decoding.spec import Plan, Tile
+from flash_decoding.spec import Plan
 from tests.helpers import Case, Inputs, make_inputs
 from tests.test_kernels_fixed import FEATURES, small_splits
+from tests.test_roles_gpu import need_roles, plan_of
 
 CASES = [dataclasses.replace(case, dtype=torch.float16) for case in FEATURES]
 CASES += [Case(name="leaves", batch=3, capacity=900, seqlens=(900, 500, 65), dtype=torch.float16)]
+
+STAGES = ((2, 0), (4, 0), (4, 2))
+"""Buffers, and how many of them are loaded at once; 0: all."""
 
 
 def states_of(inputs: Inputs, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
@@ -59,16 +62,11 @@ def test_runs_write_the_states_of_programs_with_one_split(
 @pytest.mark.parametrize("by_leaf", [False, True], ids=["splits", "leaves"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_so_do_warps_with_roles(head_dim: int, by_leaf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    hardware = Hardware.of(torch.device("cuda"))
-    if not hardware.gives_warps_roles:
-        pytest.skip("needs a Hopper GPU, and a Triton whose Gluon the kernels ran under")
+    need_roles()
     case = Case(batch=3, capacity=3000, seqlens=(3000, 1400, 65), head_dim=head_dim, dtype=torch.bfloat16)
     inputs = make_inputs(case, device=torch.device("cuda"))
-    tiles = [Tile(16, 64, 4, 2), Tile(16, 64, 4, 4), Tile(16, 64, 4, 4, in_flight=2)]
-    plan = Plan(
-        "flash_decoding", "triton", tiles[0], 16, 256, (), hardware.overlaps_launches, roles=True,
-        leaf_tokens=128,
-    )  # fmt: skip
+    plan = plan_of(case, num_splits=16, split_tokens=256, leaf_tokens=128)
+    tiles = [dataclasses.replace(plan.tile, num_stages=stages, in_flight=i) for stages, i in STAGES]
     if by_leaf:
         plan = dataclasses.replace(plan, num_splits=32, by_leaf=True)
     plans = [dataclasses.replace(plan, tile=tile, runs=runs) for tile in tiles for runs in (0, 1, 5)]

@@ -110,6 +110,7 @@ def _halve(x: tl.tensor) -> tl.tensor:
 @triton.jit
 def _sum_of_lanes(x: tl.tensor) -> tl.tensor:
     """Sum over up to 8 lanes: of two at a time, so that no layout of threads tells the order."""
+    tl.static_assert(x.shape[0] <= 8)
     for _ in tl.static_range(3):
         if x.shape[0] > 1:
             x = _halve(x)
