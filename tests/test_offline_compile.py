@@ -52,10 +52,8 @@ def test_variants_compile_within_shared_memory_and_registers(targets: tuple[str,
 
 
 def is_plain(case: str) -> bool:
-    """Whether sums of products are to go on side by side: wide heads have too few in a tile, and what else is
-    done to a score is done where its sum ends.
-    """
-    return not any(word in case for word in ("head_dim_256", "head_dim_192", "masked", "option"))
+    """Whether sums of products are to go on side by side: all else is done to a score where its sum ends."""
+    return not any(word in case for word in ("masked", "option"))
 
 
 def test_a_repeated_call_hands_the_driver_what_triton_would() -> None:

@@ -18,6 +18,9 @@ from flash_decoding.kernels.rows import load_queries
 MULTIPLIERS = gl.constexpr(4)
 """Warps."""
 
+NARROW = gl.constexpr(128)
+"""Columns of a head up to which a warp's keys are enough for sums of products to go on side by side."""
+
 PRODUCT = gl.constexpr(gl.NVMMADistributedLayout([2, 0], [1, 4], [16, 8]))
 """Which thread has what of a product (rows, columns): warps side by side."""
 
@@ -45,15 +48,57 @@ def rows_of(
 
 
 @gluon.jit
-def multiply(a: gl.tensor, tile: gl.tuple, acc: gl.tensor, TRANSPOSED: gl.constexpr) -> gl.tensor:
-    """acc + a @ tile as soon as it is there; its buffer is free as soon as it is in registers."""
+def multiply_keys(q: gl.tuple, tile: gl.tuple, acc: gl.tensor) -> gl.tensor:
+    """acc + q @ keys as soon as these are there; their buffer is free as soon as they are in registers.
+
+    There is a sum for each piece of the columns.
+    """
     buffer, full, free, parity = tile
-    if TRANSPOSED:
-        buffer = buffer.permute((1, 0))
     mbarrier.wait(full, parity)
-    b = buffer.load(gl.DotOperandLayout(1, PRODUCT, 2))
+    if len(q) == 1:
+        k = buffer.permute((1, 0)).load(gl.DotOperandLayout(1, PRODUCT, 2))
+        mbarrier.arrive(free)
+        scores = mma_v2(q[0], k, acc)
+    else:
+        half: gl.constexpr = buffer.shape[1] // 2
+        k = buffer.slice(0, half, 1).permute((1, 0)).load(gl.DotOperandLayout(1, PRODUCT, 2))
+        k_other = buffer.slice(half, half, 1).permute((1, 0)).load(gl.DotOperandLayout(1, PRODUCT, 2))
+        mbarrier.arrive(free)
+        scores = mma_v2(q[0], k, acc)
+        scores += mma_v2(q[1], k_other, gl.zeros(acc.shape, gl.float32, PRODUCT))
+    return scores
+
+
+@gluon.jit
+def multiply_values(p: gl.tensor, tile: gl.tuple, acc: gl.tensor) -> gl.tensor:
+    """acc + p @ values, likewise."""
+    buffer, full, free, parity = tile
+    mbarrier.wait(full, parity)
+    v = buffer.load(gl.DotOperandLayout(1, PRODUCT, 2))
     mbarrier.arrive(free)
-    return mma_v2(a, b, acc)
+    return mma_v2(p, v, acc)
+
+
+@gluon.jit
+def load_piece(
+    queries: gl.tuple,
+    b: gl.tensor,
+    row: gl.tensor,
+    head_kv: gl.tensor,
+    q_start: gl.tensor,
+    q_len: gl.tensor,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    FIRST: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+) -> gl.tensor:
+    """COLUMNS of a tile of query rows, from the FIRST on, as they are read."""
+    q_ptr, q_strides, cu_seqlens_q_ptr = queries
+    threads: gl.constexpr = threads_of(COLUMNS, q_ptr.dtype.element_ty.primitive_bitwidth)
+    token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, threads))
+    cols = FIRST + gl.arange(0, COLUMNS, gl.SliceLayout(0, threads))
+    return load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, cols, HEAD_DIM)
 
 
 @gluon.jit
@@ -68,24 +113,32 @@ def load_q(
     HEAD_DIM: gl.constexpr,
     BLOCK_D: gl.constexpr,
     BLOCK_M: gl.constexpr,
-) -> gl.tensor:
-    """A tile of query rows (rows, columns), as it is read."""
-    q_ptr, q_strides, cu_seqlens_q_ptr = queries
-    threads: gl.constexpr = threads_of(BLOCK_D, q_ptr.dtype.element_ty.primitive_bitwidth)
-    token, head, in_q = rows_of(row, head_kv, q_len, GROUP, BLOCK_M, gl.SliceLayout(1, threads))
-    cols = gl.arange(0, BLOCK_D, gl.SliceLayout(0, threads))
-    return load_queries(q_ptr, q_strides, b, q_start, token, head, in_q, cu_seqlens_q_ptr, cols, HEAD_DIM)
+) -> gl.tuple:
+    """A tile of query rows as it is read: all columns, or two halves of many."""
+    where = (queries, b, row, head_kv, q_start, q_len)
+    half: gl.constexpr = BLOCK_D // 2
+    if BLOCK_D <= NARROW:
+        return (load_piece(*where, GROUP, HEAD_DIM, 0, BLOCK_D, BLOCK_M),)
+    else:
+        return (
+            load_piece(*where, GROUP, HEAD_DIM, 0, half, BLOCK_M),
+            load_piece(*where, GROUP, HEAD_DIM, half, half, BLOCK_M),
+        )
 
 
 @gluon.jit
-def as_operand(q: gl.tensor) -> gl.tensor:
+def as_operand(q: gl.tuple) -> gl.tuple:
     """Query rows laid out as products take them."""
-    return gl.convert_layout(q, gl.DotOperandLayout(0, PRODUCT, 2))
+    operand: gl.constexpr = gl.DotOperandLayout(0, PRODUCT, 2)
+    if len(q) == 1:
+        return (gl.convert_layout(q[0], operand),)
+    else:
+        return gl.convert_layout(q[0], operand), gl.convert_layout(q[1], operand)
 
 
 @gluon.jit
 def multiply_part(
-    q: gl.tensor,
+    q: gl.tuple,
     scoring: gl.tuple,
     k_ring: gl.tuple,
     v_ring: gl.tuple,
@@ -152,14 +205,14 @@ def multiply_part(
         sees = keys.row_sees(slots, live, position, window_left, window_right, BOUND_LEFT, BOUND_RIGHT)
         tile = ring.at(k_ring, turn + i, STAGES)
         if HIDES_FIRST and SCORES == score.FACTORED and not BOUND_LEFT and not BOUND_RIGHT:
-            scores = multiply(q, tile, gl.where(sees, nothing, float("-inf")), True)
+            scores = multiply_keys(q, tile, gl.where(sees, nothing, float("-inf")))
         else:
-            scores = multiply(q, tile, nothing, True)
+            scores = multiply_keys(q, tile, nothing)
             scores = score.transform(scores, slots, position, scale, softcap, slopes, alibi_ptr, SCORES)
             scores = gl.where(sees, scores, float("-inf"))
         peak, total, alpha, p = softmax.weigh(peak, total, scores, factor)
-        p = gl.convert_layout(p.to(q.dtype), gl.DotOperandLayout(0, PRODUCT, 2))
-        acc = multiply(p, ring.at(v_ring, turn + i, STAGES), acc * alpha[:, None], False)
+        p = gl.convert_layout(p.to(q[0].dtype), gl.DotOperandLayout(0, PRODUCT, 2))
+        acc = multiply_values(p, ring.at(v_ring, turn + i, STAGES), acc * alpha[:, None])
     peak, total_row, acc = softmax.gather(peak, total, acc)
     if LEAVES:
         peak, total_row, acc = softmax.fold(peak_split, total_split, acc_split, peak, total_row, acc)
