@@ -96,6 +96,7 @@ CASES = (
     Case("decode_masked", options=(("key_mask", True),)),
     Case("decode_paged_16_masked", page_size=16, options=(("key_mask", True),)),
     Case("verify_8_tokens", q_len=8, options=(("causal", True),)),
+    Case("verify_8_tokens_head_dim_256", q_len=8, head_dim=256, head_dim_v=256, options=(("causal", True),)),
     Case("prefill", q_len=512, num_splits=1, options=(("causal", True),), page_size=16),
     Case(
         "prefill_head_dim_256",

@@ -99,6 +99,20 @@ def test_regimes(batch: int, kv_len: int, regime: str) -> None:
     assert regime_of(Problem(batch, 1, 16, 2, 128, 128, kv_len, 2), H200) == regime
 
 
+def test_even_splits_of_many_rows_are_short_and_runs_long() -> None:
+    """As many bytes on their way as for few rows; a buffer more where programs go across sequences."""
+    multi_query = make_plan(Problem(16, 1, 48, 1, 128, 128, 8192, 2), H200)
+    drafts = make_plan(Problem(4, 8, 64, 8, 128, 128, 20000, 2), H200)
+    assert (multi_query.balanced, multi_query.tile.num_stages) == (False, 3)
+    assert (drafts.balanced, drafts.tile.num_stages) == (True, 4)
+
+
+def test_drafts_over_pages_have_two_programs_on_a_multiprocessor() -> None:
+    """One waits for addresses now and then; 8 heads share 132 multiprocessors."""
+    plan = make_plan(Problem(4, 4, 64, 8, 128, 128, 20000, 2, page_size=16), H200)
+    assert (plan.balanced, plan.num_splits) == (True, 33)
+
+
 @given(problems(), GPUS, st.integers(1, 512))
 def test_batch_invariant_plans_split_alike_for_every_batch(
     problem: Problem, hardware: Hardware, batch: int

@@ -19,7 +19,7 @@ from flash_decoding.kernels.roles.multiplying import PRODUCT
 
 WARPS = gl.constexpr(4)
 SIZE = gl.constexpr(64)
-STAGES, TILES = gl.constexpr(2), gl.constexpr(5)
+STAGES, TILES = gl.constexpr(2), gl.constexpr(40)
 LANES = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
 
 
@@ -102,12 +102,12 @@ def hand_over_kernel(source: gl.tensor, ptr: gl.tensor) -> None:
 
 
 def launch(device: torch.device) -> None:
-    """Run both with a few programs."""
+    """Run both with a few programs; with many tiles, for of rings it takes the checker a while to report."""
     numbers = torch.empty(2, SIZE.value, SIZE.value, dtype=torch.int32, device=device)
     apart_kernel[(3,)](numbers, 5, 7, num_warps=WARPS.value)
     tiles = torch.randint(-9, 9, (TILES.value, SIZE.value, SIZE.value), device=device).half()
     total = torch.empty(16, SIZE.value, device=device)
-    hand_over_kernel[(1,)](tiles, total, num_warps=WARPS.value)
+    hand_over_kernel[(8,)](tiles, total, num_warps=WARPS.value)
     sums = tiles.float().sum(2) + tiles.float().sum(1)
     turns = torch.arange(TILES.value, device=device)[:, None]
     torch.testing.assert_close(total, (sums * turns).sum(0).expand_as(total))

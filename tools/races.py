@@ -19,7 +19,7 @@ CONTROL = ("apart_kernel", "hand_over_kernel")
 PURPOSES = {
     "_kernel(": "start of warps",
     "gl.warp_specialize(": "start of warps",
-    "buffer.load(": "tile read",
+    ".load(gl.DotOperandLayout(": "tile read",
     "async_load(": "tile filled",
 }
 """What a line of source that has so much in it is for. Triton's own steps go by the line of the kernel."""

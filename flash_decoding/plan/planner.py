@@ -32,9 +32,8 @@ from flash_decoding.spec import Kind, Plan, Problem, Tile, padded
 INVARIANT_RAGGED_Q_LEN = 8
 """Query tokens that the tile of a ragged batch is chosen for in batch-invariant mode."""
 
-FP32_STAGES, MANY_ROWS_STAGES = 2, 3
-"""Stages of batch-invariant calls in fp32, and of many rows, at most. Arithmetic bounds fp32; of many rows a
-second program has room then, and works while the first begins or ends."""
+FP32_STAGES = 2
+"""Stages of batch-invariant calls in fp32, at most: arithmetic is their bound."""
 
 FIXED_PROGRAMS = 64
 """For each multiprocessor, up to which every split of a fixed size has a program: even if most of them find
@@ -267,14 +266,9 @@ def invariant_tiles(problem: Problem, hardware: Hardware) -> tuple[Tile, Tile]:
     many = invariant_regime_of(problem, hardware)
     each, shared = choose_tile(problem, hardware, many), choose_tile(problem, hardware, few)
     if problem.element_bytes == 4:
-        most = FP32_STAGES
-    elif each.block_m > FEW_ROWS:
-        most = MANY_ROWS_STAGES
-    else:
-        return each, shared
-    each, shared = (
-        dataclasses.replace(tile, num_stages=min(tile.num_stages, most)) for tile in (each, shared)
-    )
+        each, shared = (
+            dataclasses.replace(tile, num_stages=min(tile.num_stages, FP32_STAGES)) for tile in (each, shared)
+        )
     return each, shared
 
 

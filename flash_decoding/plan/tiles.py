@@ -23,7 +23,7 @@ Regime = Literal["long", "short", "shared", "crowded"]
 
 long: one each at most, for many keys: a tile that leaves room for no second one, since the programs of the
 next call come early and would settle two by two.
-short: one each at most, for few keys.
+short: one each at most, for few keys or of many rows: their ends weigh more than what the next call does.
 shared: two or three each; and all that read pages, of which each waits for addresses now and then.
 crowded: more.
 """
@@ -58,6 +58,7 @@ class TileRow:
 
 H200 = "results/tiles-h200.json"
 IN_USE = "results/serving-nvidia-h200-bfloat16-20261130T022433Z.json"
+TRIED = "the fastest of those tried side by side on an H200 (tools.compare); no record yet"
 UNMEASURED = "chosen by shared memory and registers; no record yet"
 
 TILES = (
@@ -71,12 +72,14 @@ TILES = (
     TileRow(16, 128, 2, Tile(16, 128, 4, 3), IN_USE, "long"),
     TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
     TileRow(16, 256, 2, Tile(16, 64, 4, 3), H200),
-    TileRow(32, 128, 2, Tile(64, 64, 4, 4), IN_USE, warpgroups=True),
+    # more heads, and a few query tokens: multi-query, speculative verification, short chunks
+    TileRow(64, 128, 2, Tile(64, 64, 4, 4), IN_USE, "long", warpgroups=True),
+    TileRow(32, 128, 2, Tile(64, 64, 4, 3), IN_USE, warpgroups=True),
     TileRow(32, 128, 2, Tile(32, 64, 4, 4), UNMEASURED),
+    TileRow(32, 256, 2, Tile(32, 32, 4, 3), TRIED, "shared"),
+    TileRow(32, 256, 2, Tile(64, 32, 4, 3), TRIED, warpgroups=True),
     TileRow(32, 256, 2, Tile(32, 32, 4, 4), UNMEASURED),
-    # a few query tokens: speculative verification, short chunks
-    TileRow(64, 128, 2, Tile(64, 64, 4, 4), H200, warpgroups=True),
-    TileRow(64, 128, 2, Tile(64, 64, 4, 3), UNMEASURED),
+    TileRow(64, 128, 2, Tile(64, 64, 4, 3), IN_USE),
     TileRow(64, 256, 2, Tile(64, 32, 4, 3), UNMEASURED),
     # many query tokens: prefill
     TileRow(ANY, 64, 2, Tile(128, 64, 4, 3), H200),
@@ -99,12 +102,13 @@ def smem_bytes(problem: Problem, tile: Tile) -> int:
     """Shared memory of the attention kernel, as an upper bound: the pipeline and the queries.
 
     Of n stages one is in registers, unless the matrix units read their operands from shared memory, as
-    Hopper's do from 64 rows on.
+    Hopper's do from 64 rows on. Scores go through it where warps share rows, as they do below that.
     """
     columns, columns_v = padded(problem.head_dim), padded(problem.head_dim_v)
-    buffers = max(1, tile.num_stages - int(tile.block_m < 64))
+    share_rows = tile.block_m < 64
+    buffers = max(1, tile.num_stages - int(share_rows))
     stage = tile.block_n * (columns + columns_v)
-    queries = tile.block_m * (columns + 2 * tile.block_n)
+    queries = tile.block_m * (columns + 2 * tile.block_n * int(share_rows))
     return (buffers * stage + queries) * problem.element_bytes + PAGE_ENTRIES * tile.block_n
 
 
@@ -118,7 +122,7 @@ def regime_of(problem: Problem, hardware: Hardware) -> Regime:
     if programs > hardware.sm_count:
         return "shared"
     keys = problem.visible_len // (hardware.sm_count // programs)
-    return "long" if keys >= LONG_KEYS else "short"
+    return "long" if keys >= LONG_KEYS and problem.rows <= FEW_ROWS else "short"
 
 
 def invariant_regime_of(problem: Problem, hardware: Hardware) -> Regime:
