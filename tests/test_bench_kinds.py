@@ -34,7 +34,6 @@ BYTES = {
     "verify-q8": 80000 * 4096,
     "verify-q4-pages16": 80000 * 4096,
     "mqa-48-1": 64 * MIB,
-    "mqa-48-1-pages16": 64 * MIB,
     "single-1m-8-1": 512 * MIB,
     "single-4096-32-8": 16 * MIB,
     "single-512-64-8": 2 * MIB,

@@ -107,10 +107,12 @@ def test_even_splits_of_many_rows_are_short_and_runs_long() -> None:
     assert (drafts.balanced, drafts.tile.num_stages) == (True, 4)
 
 
-def test_drafts_over_pages_have_two_programs_on_a_multiprocessor() -> None:
+def test_runs_of_drafts_over_pages_have_two_programs_on_a_multiprocessor() -> None:
     """One waits for addresses now and then; 8 heads share 132 multiprocessors."""
     plan = make_plan(Problem(4, 4, 64, 8, 128, 128, 20000, 2, page_size=16), H200)
     assert (plan.balanced, plan.num_splits) == (True, 33)
+    multi_query = make_plan(Problem(16, 1, 48, 1, 128, 128, 8192, 2, page_size=16), H200)
+    assert (multi_query.balanced, multi_query.num_splits) == (False, 8)
 
 
 @given(problems(), GPUS, st.integers(1, 512))

@@ -91,7 +91,6 @@ KINDS = (
     Kind("verify-q8", equal(4, 20000), 64, 8, q_len=8),
     Kind("verify-q4-pages16", equal(4, 20000), 64, 8, q_len=4, page_size=16),
     Kind("mqa-48-1", equal(16, 8192), 48, 1),
-    Kind("mqa-48-1-pages16", equal(16, 8192), 48, 1, page_size=16),
     Kind("single-1m-8-1", equal(1, 1 << 20), 8, 1),
     Kind("single-4096-32-8", equal(1, 4096), 32, 8),
     Kind("single-512-64-8", equal(1, 512), 64, 8),
