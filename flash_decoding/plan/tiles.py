@@ -57,7 +57,7 @@ class TileRow:
 
 
 H200 = "results/tiles-h200.json"
-IN_USE = "results/serving-nvidia-h200-bfloat16-20261130T022433Z.json"
+IN_USE = "results/serving-nvidia-h200-bfloat16-20261130T065221Z.json"
 TRIED = "the fastest of those tried side by side on an H200 (tools.compare); no record yet"
 UNMEASURED = "chosen by shared memory and registers; no record yet"
 
