@@ -107,12 +107,16 @@ def test_even_splits_of_many_rows_are_short_and_runs_long() -> None:
     assert (drafts.balanced, drafts.tile.num_stages) == (True, 4)
 
 
-def test_runs_of_drafts_over_pages_have_two_programs_on_a_multiprocessor() -> None:
-    """One waits for addresses now and then; 8 heads share 132 multiprocessors."""
-    plan = make_plan(Problem(4, 4, 64, 8, 128, 128, 20000, 2, page_size=16), H200)
-    assert (plan.balanced, plan.num_splits) == (True, 33)
-    multi_query = make_plan(Problem(16, 1, 48, 1, 128, 128, 8192, 2, page_size=16), H200)
-    assert (multi_query.balanced, multi_query.num_splits) == (False, 8)
+PAGED = {(8, 8, 32, 8, 64): 4, (8, 8, 32, 8, 128): 4, (8, 8, 32, 8, 256): 4, (16, 1, 48, 1, 128): 16}
+
+
+@pytest.mark.parametrize(("call", "splits"), PAGED.items())
+def test_many_rows_over_pages_have_two_programs_each(call: tuple[int, ...], splits: int) -> None:
+    """One waits for addresses now and then: 264 programs for 132, whether in splits or in runs."""
+    plan = make_plan(Problem(*call, call[-1], 4096, 2, page_size=16), H200)
+    assert (plan.balanced, plan.num_splits) == (False, splits)
+    runs = make_plan(Problem(4, 4, 64, 8, 128, 128, 20000, 2, page_size=16), H200)
+    assert (runs.balanced, runs.num_splits) == (True, 33)
 
 
 @given(problems(), GPUS, st.integers(1, 512))

@@ -90,9 +90,7 @@ def _split_plan(problem: Problem, hardware: Hardware, num_splits: int) -> Plan:
         tile = roles.split_tile(problem, num_splits or max(1, hardware.sm_count // whole))
     else:
         tile = choose_tile(problem, hardware, regime_of(problem, hardware))
-    # Of many rows there would be twice the states to reduce; multi-query was slower with them.
-    two_by_two = problem.page_size and problem.rows <= FEW_ROWS
-    slots = hardware.sm_count * (residents(problem, tile, hardware) if two_by_two else 1)
+    slots = hardware.sm_count * (residents(problem, tile, hardware) if problem.page_size else 1)
     tiles = visible_tiles(problem, tile)
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
     if num_splits > 0:
