@@ -107,16 +107,14 @@ def test_even_splits_of_many_rows_are_short_and_runs_long() -> None:
     assert (drafts.balanced, drafts.tile.num_stages) == (True, 4)
 
 
-PAGED = {(8, 8, 32, 8, 64): 4, (8, 8, 32, 8, 128): 4, (8, 8, 32, 8, 256): 4, (16, 1, 48, 1, 128): 16}
-
-
-@pytest.mark.parametrize(("call", "splits"), PAGED.items())
-def test_many_rows_over_pages_have_two_programs_each(call: tuple[int, ...], splits: int) -> None:
-    """One waits for addresses now and then: 264 programs for 132, whether in splits or in runs."""
-    plan = make_plan(Problem(*call, call[-1], 4096, 2, page_size=16), H200)
-    assert (plan.balanced, plan.num_splits) == (False, splits)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_many_rows_over_pages_have_two_programs_on_a_multiprocessor(head_dim: int) -> None:
+    """One waits for addresses now and then: 264 programs for 132, in splits as in runs."""
+    splits = make_plan(Problem(8, 8, 32, 8, head_dim, head_dim, 4096, 2, page_size=16), H200)
+    multi_query = make_plan(Problem(16, 1, 48, 1, 128, 128, 8192, 2, page_size=16), H200)
     runs = make_plan(Problem(4, 4, 64, 8, 128, 128, 20000, 2, page_size=16), H200)
-    assert (runs.balanced, runs.num_splits) == (True, 33)
+    assert [plan.balanced for plan in (splits, multi_query, runs)] == [False, False, True]
+    assert [plan.num_splits for plan in (splits, multi_query, runs)] == [4, 16, 33]
 
 
 @given(problems(), GPUS, st.integers(1, 512))
