@@ -43,6 +43,8 @@ class Recorder(CudaLauncher):  # type: ignore[misc]  # Triton has no types
         for name in (*SCRATCH, "global_scratch_align", "profile_scratch_align"):
             setattr(self, name, getattr(metadata, name, 0))
         self.launch_cooperative_grid, self.launch_pdl = metadata.launch_cooperative_grid, metadata.launch_pdl
+        # Since Triton 3.7 what is known of the arguments goes with them, not into a launcher of its own.
+        self.arg_annotations, self.kernel_signature, self.gsan_enabled = (), b"", False
         self.asked, self.launch = False, self._record
 
     def __call__(self, *given: object) -> None:
@@ -53,10 +55,15 @@ class Recorder(CudaLauncher):  # type: ignore[misc]  # Triton has no types
 
     def _record(self, *given: object) -> None:
         """Keep what a GPU would get; tensors by where they lie, as the driver takes them."""
-        behind = ("packed", "metadata", "enter", "exit", *self.names)
-        front = ("x", "y", "z", "stream", "function")
-        between = [f"option {number}" for number in range(len(given) - len(front) - len(behind))]
-        named = dict(zip((*front, *between, *behind), [_plain(x) for x in given], strict=True))
+        front, hooks = ("x", "y", "z", "stream", "function"), ("packed", "metadata", "enter", "exit")
+        options = [f"option {number}" for number in range(len(given))]
+        if isinstance(given[-1], tuple) and len(given[-1]) == len(self.names):  # as one, since Triton 3.7
+            names = (*front, *options[:2], *hooks, *options[2 : len(given) - 10], *self.names)
+            given = (*given[:-1], *given[-1])
+        else:
+            own = len(given) - len(front) - len(hooks) - len(self.names)
+            names = (*front, *options[:own], *hooks, *self.names)
+        named = dict(zip(names, [_plain(x) for x in given], strict=True))
         named |= {"compiled for": self.compiled_for, "direct": not self.asked}
         LAUNCHES.append((self.kernel, named))
 

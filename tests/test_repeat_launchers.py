@@ -29,11 +29,18 @@ class WithScratch(Launcher):
     profile_scratch_size = 128
 
 
-class Nesting(Launcher):
-    """A later one: the kernel's arguments are one argument."""
+class Packing(Launcher):
+    """As Triton's from 3.7 on: the kernel's own arguments are one."""
 
     def __call__(self, *given: Any) -> None:
-        self.launch(*given[:9], given[9:])
+        self.launch(*given[:5], False, True, *given[5:9], None, given[9:])
+
+
+class Extending(Launcher):
+    """The same, and one more that the kernel is not given otherwise."""
+
+    def __call__(self, *given: Any) -> None:
+        self.launch(*given[:9], (*given[9:], 99))
 
 
 class Repeating(Launcher):
@@ -77,7 +84,17 @@ def test_a_launcher_hands_on_its_arguments_and_its_own() -> None:
     assert launcher.launched == []
 
 
-@pytest.mark.parametrize("make", [WithScratch, Nesting, Repeating, Twice, Idle, WithMethod])
+def test_arguments_that_go_as_one_are_filled_in_one_by_one() -> None:
+    launcher = Packing()
+    launch, args = handed_on(launcher, GIVEN)
+    assert args == [*GIVEN[:5], False, True, *GIVEN[5:9], None, *GIVEN[9:]]
+    assert blanks(args) == [(3, 0), (12, 1), (14, 3)]
+    assert launcher.launched == []
+    launch(*args)
+    assert launcher.launched == [(*GIVEN[:5], False, True, *GIVEN[5:9], None, tuple(GIVEN[9:]))]
+
+
+@pytest.mark.parametrize("make", [WithScratch, Extending, Repeating, Twice, Idle, WithMethod])
 def test_what_is_not_simply_handed_on_goes_through_the_launcher(make: type[Launcher]) -> None:
     launcher = make()
     launch, args = handed_on(launcher, GIVEN)

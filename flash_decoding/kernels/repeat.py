@@ -108,7 +108,7 @@ def handed_on(launcher: Any, given: list[Any]) -> tuple[Callable[..., object], l
     """Where a launcher of Triton ends: a function in C, and all that it is given there.
 
     It is asked once, with blanks, what it would call. A launcher of another make, or one that does more than
-    to pass its arguments on, is its own answer.
+    to pass its arguments on, is its own answer. Since Triton 3.7 the kernel's own go there as one tuple.
 
     Args:
         launcher: of a compiled kernel.
@@ -120,10 +120,22 @@ def handed_on(launcher: Any, given: list[Any]) -> tuple[Callable[..., object], l
     asked = copy.copy(launcher)
     asked.launch = lambda *args: heard.append([*args])
     asked(*given)
-    numbers = [sorted(number for _, number in blanks(args)) for args in (given, *heard)]
-    if len(heard) != 1 or numbers[0] != numbers[1]:
+    if len(heard) != 1:
         return launcher, given
-    return launcher.launch, heard[0]
+    (args,), launch = heard, launcher.launch
+    if args and args[-1] == tuple(given[FIRST:]):
+        launch, args = _packing(launch, len(args) - 1), [*args[:-1], *args[-1]]
+    numbers = [sorted(number for _, number in blanks(each)) for each in (given, args)]
+    return (launch, args) if numbers[0] == numbers[1] else (launcher, given)
+
+
+def _packing(launch: Callable[..., object], front: int) -> Callable[..., object]:
+    """The same launch for arguments of which all behind the first few are to be one."""
+
+    def packed(*args: object) -> None:
+        launch(*args[:front], args[front:])
+
+    return packed
 
 
 def blanks(args: list[Any]) -> list[tuple[int, int]]:

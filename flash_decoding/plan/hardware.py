@@ -8,7 +8,7 @@ import torch
 
 from flash_decoding.errors import InvalidInput
 
-GLUON = frozenset({(3, 6)})
+GLUON = frozenset({(3, 6), (3, 7), (3, 8)})
 """Versions of Triton whose Gluon the kernels of warps with roles ran under; it is experimental there."""
 
 
