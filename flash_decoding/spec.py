@@ -288,13 +288,13 @@ class Plan:
     """Kernels start while the one before them ends (programmatic dependent launch)."""
     balanced: bool = False
     """``num_splits`` programs share the live keys of all sequences evenly, not those of each."""
-    roles: bool = False
-    """Some warps only load, the others only multiply."""
+    roles: bool = False  # some warps only load, the others only multiply
     programs: int = 0
     """Programs that take one part after another, where ``roles``; 0: as many as there are parts."""
     leaf_tokens: int = 0
     """Keys of a leaf, of which fixed splits are made (fewer in sequences of one split); 0: none."""
-    by_leaf: bool = False
-    """``num_splits`` counts leaves: each of them has a program, not each fixed split."""
+    by_leaf: bool = False  # ``num_splits`` counts leaves: each of them has a program, not each fixed split
+    small_split_tokens: int = 0  # keys per fixed split, at most, in a sequence of up to ``small_splits``
+    small_splits: int = 0  # 0: a fixed split has as many keys in every sequence
     runs: int = 0
     """Where > 0, so many programs of each key/value head and row tile share fixed splits of all sequences."""

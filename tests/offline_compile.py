@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction
 
 from flash_decoding import execute
 from flash_decoding.kernels import append, linear
-from flash_decoding.plan import Hardware, invariant_tiles, make_plan
+from flash_decoding.plan import Hardware, invariant_tiles, make_plan, roles
 from flash_decoding.plan.linear import choose_linear_tile
 from flash_decoding.projection import Norm, Projection
 from flash_decoding.spec import KVCache, NewTokens, Options, Plan, Queries, Rotary
@@ -175,8 +175,10 @@ def plan_of(case: Case, given: tuple[Queries, KVCache, Options], hardware: Hardw
     if case.invariant:
         _, tile = invariant_tiles(problem, hardware)
         plan = make_plan(problem, hardware, batch_invariant=True)
-        if plan.roles:
-            return dataclasses.replace(plan, runs=case.runs or plan.runs)
+        if plan.roles:  # leaves are merged in registers where runs were asked for
+            tile = roles.runs_tile(problem) if case.runs else plan.tile
+            runs, by_leaf = case.runs or plan.runs, plan.by_leaf and not case.runs
+            return dataclasses.replace(plan, tile=tile, runs=runs, by_leaf=by_leaf)
         return dataclasses.replace(plan, tile=tile, runs=case.runs, by_leaf=False)
     plan = make_plan(problem, hardware, num_splits=case.num_splits)
     return dataclasses.replace(plan, num_splits=case.runs, balanced=True) if case.runs else plan

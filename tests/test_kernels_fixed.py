@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flash_decoding import execute
-from flash_decoding.plan.planner import most_splits, visible_tiles
+from flash_decoding.plan.fixed import FixedSizes, most_splits
+from flash_decoding.plan.splits import visible_tiles
 from flash_decoding.spec import Plan
 from tests.helpers import Case, Inputs, assert_close_to_reference, make_inputs
 from tests.kernel_cases import EDGES, plan_of, random_case, runnable
@@ -43,12 +44,15 @@ def small_splits(
     plan = plan_of(inputs, batch_invariant=True, runs=runs)
     problem = execute.problem_of(*inputs, return_lse=True)
     block_n = plan.tile.block_n
-    splits = most_splits(visible_tiles(problem, plan.tile), tiles)
+    sizes = FixedSizes(tiles * block_n, small_split=0, small_splits=0, leaf=leaf * block_n)
+    splits = most_splits(visible_tiles(problem, plan.tile), sizes, plan.tile)
     return dataclasses.replace(
         plan,
         num_splits=splits * tiles if by_leaf else splits,
-        split_tokens=tiles * block_n,
-        leaf_tokens=leaf * block_n,
+        split_tokens=sizes.split,
+        leaf_tokens=sizes.leaf,
+        small_split_tokens=0,
+        small_splits=0,
         by_leaf=by_leaf,
     )
 

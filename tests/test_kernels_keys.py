@@ -36,14 +36,15 @@ def share_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     LEAF_TILES: tl.constexpr,  # noqa: N803 - likewise
     SHORT_TILES: tl.constexpr,  # noqa: N803 - likewise
     BY_LEAF: tl.constexpr,  # noqa: N803 - likewise
+    SMALL_SPLIT_TILES: tl.constexpr,  # noqa: N803 - likewise
+    SMALL_SPLITS: tl.constexpr,  # noqa: N803 - likewise
     BLOCK: tl.constexpr,  # noqa: N803 - likewise
     PARTS: tl.constexpr,  # noqa: N803 - likewise
     PAGED: tl.constexpr,  # noqa: N803 - likewise
 ) -> None:
     parts = tl.arange(0, PARTS)
-    first, step, count, leaf, live = keys.part_of(
-        parts, lo, hi, num_parts, BLOCK, PAGED, True, (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
-    )
+    fixed = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF, SMALL_SPLIT_TILES, SMALL_SPLITS)
+    first, step, count, leaf, live = keys.part_of(parts, lo, hi, num_parts, BLOCK, PAGED, True, fixed)
     tl.store(out_ptr, live)
     tl.store(out_ptr + 1, leaf)
     hands = out_ptr + 2 + parts * 3
@@ -52,12 +53,13 @@ def share_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
     tl.store(hands + 2, count)
 
 
-Fixed = tuple[int, int, int, bool]
-"""Tiles of a split (0: shared evenly), of a leaf and of a small one, and whether leaves are parts."""
+Fixed = tuple[int, int, int, bool, int, int]
+"""Tiles of a split (0: shared evenly), of a leaf and of a small one, whether leaves are parts, tiles of a
+small split, and how many of these a sequence may have."""
 
 
 def share(
-    lo: int, hi: int, num_parts: int, fixed: Fixed = (0, 1, 1, False), *, paged: bool = False
+    lo: int, hi: int, num_parts: int, fixed: Fixed = (0, 1, 1, False, 0, 0), *, paged: bool = False
 ) -> tuple[int, list[list[int]]]:
     """Tiles of a leaf, and the tiles of each live part."""
     out = torch.zeros(2 + 3 * MAX_PARTS, dtype=torch.int32, device=DEVICE)
@@ -67,10 +69,12 @@ def share(
     return leaf, [[first + i * step for i in range(count)] for first, step, count in hands]
 
 
-def splits_of(tiles: int, split_tiles: int) -> int:
-    """One, doubled until they are small enough or there are as many as may be."""
+def splits_of(tiles: int, split_tiles: int, small_split_tiles: int, small_splits: int) -> int:
+    """One, doubled until they are small enough or there are as many as may be; few have to be smaller."""
     splits = 1
-    while tiles > splits * split_tiles and splits < MOST_SPLITS:
+    while splits < MOST_SPLITS:
+        if tiles <= splits * (small_split_tiles if splits < small_splits else split_tiles):
+            break
         splits *= 2
     return splits
 
@@ -96,17 +100,25 @@ def test_splits_cover_every_tile_once(lo: int, hi: int, num_splits: int, paged: 
     st.integers(0, 9000),
     st.integers(1, 600),
     st.sampled_from([(1, 1, 1), (2, 1, 1), (4, 2, 1), (5, 3, 2), (32, 4, 1), (8, 1, 1)]),
+    st.sampled_from([(1, 8), (2, 8), (5, 16), (2, 1)]),
     st.booleans(),
     st.booleans(),
 )
 def test_fixed_splits_and_leaves_follow_from_the_sequence_alone(  # noqa: PLR0917 - drawn one by one
-    lo: int, hi: int, num_parts: int, sizes: tuple[int, int, int], by_leaf: bool, paged: bool
+    lo: int,
+    hi: int,
+    num_parts: int,
+    sizes: tuple[int, int, int],
+    small: tuple[int, int],
+    by_leaf: bool,
+    paged: bool,
 ) -> None:
     """As many splits as the sequence's own tiles say, evenly; no more parts than there is room for."""
     split_tiles, leaf_tiles, short = sizes
     tiles = tiles_seen(lo, hi)
-    leaf, parts = share(lo, hi, num_parts, (*sizes, by_leaf), paged=paged)
-    count = splits_of(len(tiles), split_tiles)
+    small_split = max(1, split_tiles // small[0]), small[1]
+    leaf, parts = share(lo, hi, num_parts, (*sizes, by_leaf, *small_split), paged=paged)
+    count = splits_of(len(tiles), split_tiles, *small_split)
     least, larger = divmod(len(tiles), count)
     largest = least + (larger > 0)
     if count == 1:
@@ -166,15 +178,23 @@ def test_tiles_without_a_mask_are_those_that_every_row_sees(lo: int, hi: int, le
 
 @pytest.mark.parametrize("heads_kv", [2, 8, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("capacity", [1, 63, 64, 500, 1025, 2048, 4097, 9000, 20_000, 300_000])
+@pytest.mark.parametrize("capacity", [1, 63, 64, 500, 1025, 2048, 2500, 4097, 9000, 20_000, 300_000])
 def test_plans_have_room_for_every_part(capacity: int, head_dim: int, heads_kv: int) -> None:
     """Of any length up to the capacity; the longest is not the one of most parts."""
     problem = Problem(1, 1, 64, heads_kv, head_dim, head_dim, capacity, 2)
     plan = make_plan(problem, Hardware.named("H200"), batch_invariant=True)
     sizes = fixed_sizes.constants(plan)
-    fixed = (sizes["SPLIT_TILES"], sizes["LEAF_TILES"], sizes["SHORT_TILES"], bool(sizes["BY_LEAF"]))
+    fixed: Fixed = (
+        sizes["SPLIT_TILES"],
+        sizes["LEAF_TILES"],
+        sizes["SHORT_TILES"],
+        bool(sizes["BY_LEAF"]),
+        sizes["SMALL_SPLIT_TILES"],
+        sizes["SMALL_SPLITS"],
+    )
     most = -(-capacity // plan.tile.block_n)
-    largest = {fixed[0] << i for i in range(8)} | {FEW_LEAVES * (fixed[2] << i) for i in range(3)}
+    largest = {fixed[place] << i for place in (0, 4) for i in range(8)}
+    largest |= {FEW_LEAVES * (fixed[2] << i) for i in range(3)}
     lengths = {1, most // 2, most - most // 7, most} | largest | {tiles + 1 for tiles in largest}
     for tiles in sorted(n for n in lengths if n <= most):
         _, parts = share(0, tiles * BLOCK_N, MAX_PARTS, fixed)

@@ -56,7 +56,7 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
         BLOCK,
         False,
         False,
-        (SPLIT_TILES, 1, 1, False),
+        (SPLIT_TILES, 1, 1, False, SPLIT_TILES, 1),
     )
     tl.store(found_ptr + run * 3, b)
     tl.store(found_ptr + run * 3 + 1, split)
@@ -66,7 +66,7 @@ def find_kernel(  # noqa: PLR0917 - a kernel's arguments are positional
 def tiles_of_splits(length: int, split_tiles: int) -> list[int]:
     """Tiles of each split of a sequence; one without keys has a split without tiles."""
     tiles = -(-length // BLOCK_N)
-    splits = splits_of(tiles, split_tiles)
+    splits = splits_of(tiles, split_tiles, split_tiles, 1)
     return [-(-(tiles - split) // splits) for split in range(splits)]
 
 

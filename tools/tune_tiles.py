@@ -26,8 +26,7 @@ from flash_decoding.bench.capture import make_ready
 from flash_decoding.bench.environment import describe
 from flash_decoding.bench.timing import Burst, Call, Effort, measure
 from flash_decoding.plan import Hardware
-from flash_decoding.plan.planner import visible_tiles
-from flash_decoding.plan.splits import choose_num_splits
+from flash_decoding.plan.splits import choose_num_splits, visible_tiles
 from flash_decoding.plan.tiles import row_tiles, smem_bytes
 from flash_decoding.spec import KVCache, Options, Plan, Problem, Queries, Tile
 

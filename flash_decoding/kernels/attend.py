@@ -119,12 +119,14 @@ def attend_kernel(
     LEAF_TILES: tl.constexpr,
     SHORT_TILES: tl.constexpr,
     BY_LEAF: tl.constexpr,
+    SMALL_SPLIT_TILES: tl.constexpr,
+    SMALL_SPLITS: tl.constexpr,
     STATES: tl.constexpr,
     LEAVES: tl.constexpr,
 ) -> None:
     if v_strides is None:
         v_strides = k_strides
-    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
+    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF, SMALL_SPLIT_TILES, SMALL_SPLITS)
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
     row = pid % row_tiles * BLOCK_M
@@ -138,16 +140,14 @@ def attend_kernel(
             )  # fmt: skip
         # Without a combine before them programs come too late to ask for anything; a tile of small pages has
         # an address for each key, and no registers left.
-        if PAGE_SIZE % BLOCK_N == 0:
-            if IS_SPLIT:
-                ahead.ask(
-                    k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
-                    cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
-                    capacity, pool_pages, cache_rows, table_stride, num_splits, b, row, head_kv, split,
-                    tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV),
-                    GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT,
-                    FIXED,
-                )  # fmt: skip
+        if IS_SPLIT and PAGE_SIZE % BLOCK_N == 0:
+            ahead.ask(
+                k_ptr, v_ptr, k_strides, v_strides, cache_seqlens_ptr, cache_leftpad_ptr,
+                cache_batch_idx_ptr, block_table_ptr, window_left, window_right, max_q_len, new_tokens,
+                capacity, pool_pages, cache_rows, table_stride, num_splits, b, row, head_kv, split,
+                tl.arange(0, BLOCK_N), load.lines_of(k_ptr, BLOCK_D), load.lines_of(v_ptr, BLOCK_DV),
+                GROUP, HEAD_DIM, HEAD_DIM_V, BLOCK_M, BLOCK_N, PAGE_SIZE, BOUND_LEFT, BOUND_RIGHT, FIXED,
+            )  # fmt: skip
         overlap.wait_knowing(row, head_kv, split, b)
         if IS_SPLIT:  # the combine is small and can be in place early; another call had better not be
             overlap.let_the_next_kernel_start()

@@ -137,12 +137,14 @@ def attend_fixed_kernel(
     LEAF_TILES: tl.constexpr,
     SHORT_TILES: tl.constexpr,
     BY_LEAF: tl.constexpr,
+    SMALL_SPLIT_TILES: tl.constexpr,
+    SMALL_SPLITS: tl.constexpr,
     LEAVES: tl.constexpr,
     FINISHES: tl.constexpr,
 ) -> None:
     if v_strides is None:
         v_strides = k_strides
-    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
+    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF, SMALL_SPLIT_TILES, SMALL_SPLITS)
     row_tiles = tl.cdiv(max_q_len * GROUP, BLOCK_M)
     pid = tl.program_id(0)
     head_kv = pid // row_tiles % HEADS_KV

@@ -9,7 +9,8 @@ where splits would be too few programs; the reduction (:mod:`~flash_decoding.ker
 leaves of a split as the program would have done. Both have the same bits, so the choice is free.
 
 What kernels are compiled for goes as ``FIXED``: tiles of a split at most (0 where splits are shared evenly),
-of a leaf, and of the small leaves of a sequence of one split; and whether leaves are parts.
+of a leaf, and of the small leaves of a sequence of one split; whether leaves are parts; tiles of a small
+split at most, and up to how many splits of a sequence are small ones.
 """
 
 from __future__ import annotations
@@ -31,11 +32,17 @@ FEW_LEAVES = tl.constexpr(invariant.FEW_LEAVES)
 
 
 @triton.jit
-def doublings(tiles: tl.tensor, SPLIT_TILES: tl.constexpr) -> tl.tensor:
+def doublings(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tensor:
     """How often one split has to be doubled for so many tiles."""
-    count = (tiles > SPLIT_TILES).to(tl.int32)
+    SPLIT_TILES: tl.constexpr = FIXED[0]
+    SMALL_SPLIT_TILES: tl.constexpr = FIXED[4]
+    SMALL_SPLITS: tl.constexpr = FIXED[5]
+    FIRST: tl.constexpr = SMALL_SPLIT_TILES if SMALL_SPLITS > 1 else SPLIT_TILES
+    count = (tiles > FIRST).to(tl.int32)
     for bit in tl.static_range(1, 31):
-        if 1 << bit < MOST_SPLITS:
+        if 1 << bit < SMALL_SPLITS:
+            count += (tiles > SMALL_SPLIT_TILES << bit).to(tl.int32)
+        elif 1 << bit < MOST_SPLITS:
             count += (tiles > SPLIT_TILES << bit).to(tl.int32)
     return count
 
@@ -52,7 +59,7 @@ def sizes(tiles: tl.tensor, FIXED: tl.constexpr) -> tl.tuple:
     """
     LEAF_TILES: tl.constexpr = FIXED[1]
     SHORT_TILES: tl.constexpr = FIXED[2]
-    twofold = doublings(tiles, FIXED[0])
+    twofold = doublings(tiles, FIXED)
     splits = 1 << twofold
     least = tiles >> twofold
     larger = tiles & (splits - 1)
@@ -131,11 +138,14 @@ def constants(plan: Plan) -> dict[str, int | bool]:
     block_n = max(plan.tile.block_n, 1)
     leaf_tiles = max(1, (plan.leaf_tokens or plan.split_tokens) // block_n)
     shorter = invariant.LEAF_TOKENS // invariant.SHORT_LEAF_TOKENS
+    split_tiles = plan.split_tokens // block_n
     return {
-        "SPLIT_TILES": plan.split_tokens // block_n,
+        "SPLIT_TILES": split_tiles,
         "LEAF_TILES": leaf_tiles,
         "SHORT_TILES": max(1, leaf_tiles // shorter),
         "BY_LEAF": plan.by_leaf,
+        "SMALL_SPLIT_TILES": min(plan.small_split_tokens // block_n, split_tiles),
+        "SMALL_SPLITS": plan.small_splits,
     }
 
 

@@ -152,6 +152,8 @@ def fold_kernel(
     LEAF_TILES: tl.constexpr,
     SHORT_TILES: tl.constexpr,
     BY_LEAF: tl.constexpr,
+    SMALL_SPLIT_TILES: tl.constexpr,
+    SMALL_SPLITS: tl.constexpr,
     AT_ONCE: tl.constexpr,
     FINISHED: tl.constexpr,  # by the attention kernel, where a row has one part
     OVERLAP: tl.constexpr,
@@ -174,7 +176,7 @@ def fold_kernel(
         b, row, q_len, cache_seqlens_ptr, cache_leftpad_ptr, new_tokens, capacity, window_left, window_right,
         GROUP, BLOCK_M, BOUND_LEFT, BOUND_RIGHT,
     )  # fmt: skip
-    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
+    FIXED: tl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF, SMALL_SPLIT_TILES, SMALL_SPLITS)
     live, first, left, count, in_a_row = lanes_of(lo, hi, num_parts, BLOCK_N, FIXED)
     if FINISHED:
         if live == 1:

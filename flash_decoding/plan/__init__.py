@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flash_decoding.plan.ahead import plans_ahead
 from flash_decoding.plan.explain import Explanation, explain
+from flash_decoding.plan.fixed import invariant_tiles
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.plan.planner import invariant_tiles, make_plan
+from flash_decoding.plan.planner import make_plan
 
 __all__ = ["Explanation", "Hardware", "explain", "invariant_tiles", "make_plan", "plans_ahead"]

@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 
 from flash_decoding.plan import roles
+from flash_decoding.plan.fixed import fixed_sizes, invariant_tiles
 from flash_decoding.plan.hardware import Hardware
-from flash_decoding.plan.planner import fixed_tokens, invariant_tiles, runs_tile
+from flash_decoding.plan.sharing import runs_tile
 from flash_decoding.plan.tiles import tiles_for
 from flash_decoding.spec import Plan, Problem
 
@@ -50,15 +51,16 @@ def _fixed_plans(problem: Problem, hardware: Hardware, parts: tuple[int, ...]) -
         each = shared = roles.runs_tile(problem)
     else:
         each, shared = invariant_tiles(problem, hardware)
-    tokens, leaf_tokens = fixed_tokens(problem, each)
+    sizes = fixed_sizes(problem, each, with_roles=with_roles)
     one = Plan(
-        "flash_decoding", "triton", each, 1, tokens, (), overlaps, roles=with_roles, leaf_tokens=leaf_tokens
-    )
+        "flash_decoding", "triton", each, 1, sizes.split, (), overlaps, roles=with_roles,
+        leaf_tokens=sizes.leaf, small_split_tokens=sizes.small_split, small_splits=sizes.small_splits,
+    )  # fmt: skip
     plans = [one]
     for number in parts:
         plans.append(dataclasses.replace(one, num_splits=number))
         plans.append(dataclasses.replace(one, num_splits=number, runs=2, tile=shared))
-    if leaf_tokens:
+    if sizes.leaf:
         tile = roles.runs_tile(problem, few_keys=True) if with_roles else each
         by_leaf = dataclasses.replace(one, tile=tile, num_splits=parts[0], by_leaf=True)
         plans += [by_leaf, dataclasses.replace(by_leaf, runs=2)] if with_roles else [by_leaf]

@@ -15,8 +15,8 @@ from flash_decoding.plan.tiles import FEW_ROWS
 from flash_decoding.spec import Problem, Tile, padded
 
 LARGE = Tile(FEW_ROWS, 128, 4, 2, in_flight=1)
-"""Where programs have many keys, or whole sequences. Stages are buffers, of keys and of values each, and one
-of these is loaded while the other is in use; tiles are for head_dim 128."""
+"""Where programs have many keys, or whole sequences, and heads are not wide. Stages are buffers, of keys and
+of values each, and one of these is loaded while the other is in use; tiles are for head_dim 128."""
 
 SMALL = Tile(FEW_ROWS, 64, 4, 2)
 """Where programs share sequences: smaller tiles are shared more evenly."""
@@ -60,7 +60,7 @@ def suits_any_batch(problem: Problem, hardware: Hardware) -> bool:
 def split_tile(problem: Problem, splits: int) -> Tile:
     """The tile of about so many even splits, or of whole sequences."""
     keys = problem.visible_len // splits
-    if problem.plain and (splits == 1 or keys >= MANY_KEYS):
+    if problem.plain and not _is_wide(problem) and (splits == 1 or keys >= MANY_KEYS):
         return _for_head_dim(LARGE, problem)
     return _for_head_dim(SMALL if keys >= FEW_KEYS else ALL_AT_ONCE, problem)
 
@@ -72,7 +72,12 @@ def runs_tile(problem: Problem, *, few_keys: bool = False) -> Tile:
 
 def all_tiles(problem: Problem) -> tuple[Tile, ...]:
     """Every tile that calls of these heads can get."""
-    return tuple(dict.fromkeys(_for_head_dim(tile, problem) for tile in (SMALL, LARGE, ALL_AT_ONCE)))
+    tiles = (SMALL, ALL_AT_ONCE) if _is_wide(problem) else (SMALL, LARGE, ALL_AT_ONCE)
+    return tuple(dict.fromkeys(_for_head_dim(tile, problem) for tile in tiles))
+
+
+def _is_wide(problem: Problem) -> bool:
+    return max(problem.head_dim, problem.head_dim_v) > 128
 
 
 def _for_head_dim(tile: Tile, problem: Problem) -> Tile:

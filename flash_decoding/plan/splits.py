@@ -7,6 +7,8 @@ and no further: each split costs a partial result, written once and read once by
 
 from __future__ import annotations
 
+from flash_decoding.spec import Kind, Problem, Tile
+
 MAX_SPLITS = 256
 """More splits than this make the reduction longer than what they save."""
 
@@ -25,3 +27,13 @@ def choose_num_splits(*, programs: int, tiles: int, slots: int) -> int:
         slots: programs that the GPU runs at once.
     """
     return max(1, min(slots // programs, tiles, MAX_SPLITS))
+
+
+def visible_tiles(problem: Problem, tile: Tile) -> int:
+    """Most tiles that a row tile can see; one more where a window or packed keys may begin inside a tile."""
+    return tiles_in(problem.visible_len, tile.block_n) + int(problem.window_left >= 0 or problem.ragged)
+
+
+def kind_of(splits: int) -> Kind:
+    """What a call with so many splits is named."""
+    return "flash_decoding" if splits > 1 else "flash_attention"

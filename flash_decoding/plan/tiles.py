@@ -71,6 +71,7 @@ TILES = (
     TileRow(16, 128, 2, Tile(16, 64, 4, 3), IN_USE, "shared"),
     TileRow(16, 128, 2, Tile(16, 128, 4, 3), IN_USE, "long"),
     TileRow(16, 128, 2, Tile(16, 64, 4, 4), H200),
+    TileRow(16, 256, 2, Tile(16, 32, 4, 3), TRIED, "shared"),
     TileRow(16, 256, 2, Tile(16, 64, 4, 3), H200),
     # more heads, and a few query tokens: multi-query, speculative verification, short chunks
     TileRow(64, 128, 2, Tile(64, 64, 4, 4), IN_USE, "long", warpgroups=True),

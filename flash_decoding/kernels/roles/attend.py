@@ -73,6 +73,8 @@ def attend_roles_kernel(
     LEAF_TILES: gl.constexpr,
     SHORT_TILES: gl.constexpr,
     BY_LEAF: gl.constexpr,
+    SMALL_SPLIT_TILES: gl.constexpr,
+    SMALL_SPLITS: gl.constexpr,
     STATES: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
@@ -92,7 +94,7 @@ def attend_roles_kernel(
     )  # fmt: skip
     queries = (q_ptr, q_strides, cu_seqlens_q_ptr)
     scoring = (alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right)
-    FIXED: gl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
+    FIXED: gl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF, SMALL_SPLIT_TILES, SMALL_SPLITS)
     k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
     v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
     EXPECTS: gl.constexpr = OVERLAP and PAGE_SIZE == 0 and cu_seqlens_q_ptr is None

@@ -77,6 +77,8 @@ def balanced_roles_kernel(
     LEAF_TILES: gl.constexpr,
     SHORT_TILES: gl.constexpr,
     BY_LEAF: gl.constexpr,
+    SMALL_SPLIT_TILES: gl.constexpr,
+    SMALL_SPLITS: gl.constexpr,
     LEAVES: gl.constexpr,
     STAGES: gl.constexpr,
     IN_FLIGHT: gl.constexpr,
@@ -97,13 +99,11 @@ def balanced_roles_kernel(
     scoring = (alibi_ptr, alibi_strides, sinks_ptr, scale, softcap, window_left, window_right)
     k_ring = ring.make(k_ptr.dtype.element_ty, BLOCK_N, BLOCK_D, STAGES, LOADERS)
     v_ring = ring.make(v_ptr.dtype.element_ty, BLOCK_N, BLOCK_DV, STAGES, LOADERS)
-    row_tiles = gl.cdiv(max_q_len * GROUP, BLOCK_M)
-    pid = gl.program_id(0)
+    pid, row_tiles = gl.program_id(0), gl.cdiv(max_q_len * GROUP, BLOCK_M)
     row, head_kv = pid % row_tiles * BLOCK_M, pid // row_tiles % HEADS_KV
-    run = pid // (row_tiles * HEADS_KV)
     EXPECTS: gl.constexpr = OVERLAP and PAGE_SIZE == 0 and cu_seqlens_q_ptr is None
-    where = (row, head_kv, run, num_runs, batch, num_parts)
-    FIXED: gl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF)
+    where = (row, head_kv, pid // (row_tiles * HEADS_KV), num_runs, batch, num_parts)
+    FIXED: gl.constexpr = (SPLIT_TILES, LEAF_TILES, SHORT_TILES, BY_LEAF, SMALL_SPLIT_TILES, SMALL_SPLITS)
     tiles = walk.tiles_of(batch, lengths, GROUP, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, VIA_L2)
     found = walk.begin(where, tiles, lengths, GROUP, BLOCK_M, BLOCK_N, BOUND_LEFT, BOUND_RIGHT, FIXED, VIA_L2)
     early_tiles = gl.allocate_shared_memory(gl.int32, [runs.BATCH], walk.IN_A_ROW, tiles)
