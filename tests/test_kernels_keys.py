@@ -182,7 +182,7 @@ def test_tiles_without_a_mask_are_those_that_every_row_sees(lo: int, hi: int, le
 )
 @pytest.mark.parametrize("heads_kv", [2, 8])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("capacity", [1, 63, 64, 500, 1025, 2048, 2500, 4097, 9000, 20_000, 300_000])
+@pytest.mark.parametrize("capacity", [1, 64, 500, 1025, 2500, 4097, 20_000, 300_000])
 def test_plans_have_room_for_every_part(
     capacity: int, head_dim: int, heads_kv: int, q_len: int, hardware: Hardware
 ) -> None:
