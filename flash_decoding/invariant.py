@@ -16,8 +16,9 @@ SMALL_SPLIT_TOKENS = 1024
 """Keys of a split at most where splits have no leaves, in a sequence of few splits: a short call has no other
 way to more programs. Of head_dim 128; of wider heads as many bytes."""
 
-FEW_ROWS, SMALL_SPLITS_OF_FEW_ROWS, SMALL_SPLITS = 16, 16, 8
-"""Up to how many splits of a sequence are small ones: fewer for more query rows, whose states cost more."""
+SMALL_SPLITS_OF_FEW_ROWS, SMALL_SPLITS = 16, 8
+"""Up to how many splits of a sequence are small ones: where its query rows fill no more than the smallest
+tile, and where they are more, whose states cost more."""
 
 LEAF_TOKENS = 256
 """Keys of a leaf, more of narrow heads. Leaves are merged into a split one after the other; in short calls
@@ -34,8 +35,3 @@ are programs enough, and merging leaves takes time."""
 def split_tokens(heads_kv: int) -> int:
     """Keys of a split at most."""
     return SPLIT_TOKENS if heads_kv < MANY_HEADS else SPLIT_TOKENS_OF_MANY_HEADS
-
-
-def small_splits(rows: int) -> int:
-    """Up to how many splits of a sequence are small ones, for so many query rows of a key/value head."""
-    return SMALL_SPLITS_OF_FEW_ROWS if rows <= FEW_ROWS else SMALL_SPLITS

@@ -56,13 +56,11 @@ class Recorder(CudaLauncher):  # type: ignore[misc]  # Triton has no types
     def _record(self, *given: object) -> None:
         """Keep what a GPU would get; tensors by where they lie, as the driver takes them."""
         front, hooks = ("x", "y", "z", "stream", "function"), ("packed", "metadata", "enter", "exit")
-        options = [f"option {number}" for number in range(len(given))]
-        if isinstance(given[-1], tuple) and len(given[-1]) == len(self.names):  # as one, since Triton 3.7
-            names = (*front, *options[:2], *hooks, *options[2 : len(given) - 10], *self.names)
-            given = (*given[:-1], *given[-1])
-        else:
-            own = len(given) - len(front) - len(hooks) - len(self.names)
-            names = (*front, *options[:own], *hooks, *self.names)
+        is_packed = isinstance(given[-1], tuple) and len(given[-1]) == len(self.names)  # since Triton 3.7
+        given = (*given[:-1], *given[-1]) if is_packed else given  # type: ignore[misc]  # a tuple
+        own = len(given) - len(front) - len(hooks) - len(self.names)
+        options, early = [f"option {number}" for number in range(own)], 2 if is_packed else own
+        names = (*front, *options[:early], *hooks, *options[early:], *self.names)
         named = dict(zip(names, [_plain(x) for x in given], strict=True))
         named |= {"compiled for": self.compiled_for, "direct": not self.asked}
         LAUNCHES.append((self.kernel, named))

@@ -44,16 +44,13 @@ def small_splits(
     plan = plan_of(inputs, batch_invariant=True, runs=runs)
     problem = execute.problem_of(*inputs, return_lse=True)
     block_n = plan.tile.block_n
-    sizes = FixedSizes(tiles * block_n, small_split=0, small_splits=0, leaf=leaf * block_n)
+    sizes = FixedSizes(tiles * block_n, 0, 0, leaf_tokens=leaf * block_n)
     splits = most_splits(visible_tiles(problem, plan.tile), sizes, plan.tile)
     return dataclasses.replace(
         plan,
         num_splits=splits * tiles if by_leaf else splits,
-        split_tokens=sizes.split,
-        leaf_tokens=sizes.leaf,
-        small_split_tokens=0,
-        small_splits=0,
         by_leaf=by_leaf,
+        **sizes._asdict(),
     )
 
 

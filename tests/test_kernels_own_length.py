@@ -82,9 +82,9 @@ def test_pages_change_no_bit(runs: int, device: torch.device) -> None:
 
 def test_one_split_has_the_bits_of_one_among_many(device: torch.device) -> None:
     """In the planner's own plans: a capacity of one split writes results, larger ones write parts."""
-    case = dataclasses.replace(LONG, capacity=1050, seqlens=(500, 70, 0), sinks=True)
+    case = dataclasses.replace(LONG, capacity=2100, seqlens=(1000, 70, 0), sinks=True)
     inputs = make_inputs(case, device=device)
-    few = with_capacity(inputs, 512)
+    few = with_capacity(inputs, 1024)
     plans = [dataclasses.replace(plan_of(x, batch_invariant=True), by_leaf=False) for x in (inputs, few)]
     plans = [dataclasses.replace(plan, num_splits=n) for plan, n in zip(plans, (3, 1), strict=True)]
     out, lse = execute.run_kernels(*inputs, plans[0])

@@ -86,11 +86,13 @@ def test_even_splits_of_many_rows_are_short_and_runs_long() -> None:
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_many_rows_over_pages_have_two_programs_on_a_multiprocessor(head_dim: int) -> None:
     """One waits for addresses now and then: 264 programs for 132, of 10 tiles or more, or runs."""
-    splits = make_plan(Problem(8, 8, 32, 8, head_dim, head_dim, 6000, 2, page_size=16), H200)
+    splits = make_plan(Problem(8, 8, 32, 8, head_dim, head_dim, 4096, 2, page_size=16), H200)
     short = make_plan(Problem(4, 8, 32, 8, head_dim, head_dim, 2048, 2, page_size=16), H200)
+    multi_query = make_plan(Problem(16, 1, 48, 1, 128, 128, 8192, 2, page_size=16), H200)
     runs = make_plan(Problem(4, 4, 64, 8, 128, 128, 20000, 2, page_size=16), H200)
-    assert [plan.balanced for plan in (splits, short, runs)] == [False, False, True]
-    assert [plan.num_splits for plan in (splits, short, runs)] == [4, 4, 33]
+    plans = (splits, short, multi_query, runs)
+    assert [plan.balanced for plan in plans] == [False, False, False, True]
+    assert [plan.num_splits for plan in plans] == [4, 4, 8, 33]
 
 
 ANNOUNCEMENT = [(256 >> i, 256 << i) for i in range(9)] + [(1, 131072)]

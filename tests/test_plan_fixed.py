@@ -23,6 +23,7 @@ def test_batch_invariant_plans_split_alike_for_every_batch(
         sizes = (
             plan.split_tokens,
             plan.small_split_tokens,
+            plan.small_splits,
             plan.leaf_tokens,
             tile.block_m,
             tile.block_n,
@@ -70,7 +71,7 @@ def test_tiles_of_batch_invariant_calls_differ_in_stages_alone(problem: Problem,
 def test_packed_keys_may_begin_inside_a_tile() -> None:
     """As many as a split has reach into a second one then, and nothing of them may be lost."""
     plan = make_plan(Problem(2, 1, 8, 2, 64, 64, 1024, 2, ragged=True), H200, batch_invariant=True)
-    assert plan.small_split_tokens == 1024
+    assert plan.split_tokens == plan.small_split_tokens == 1024
     assert plan.num_splits == 2
 
 

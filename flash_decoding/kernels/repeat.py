@@ -124,18 +124,14 @@ def handed_on(launcher: Any, given: list[Any]) -> tuple[Callable[..., object], l
         return launcher, given
     (args,), launch = heard, launcher.launch
     if args and args[-1] == tuple(given[FIRST:]):
-        launch, args = _packing(launch, len(args) - 1), [*args[:-1], *args[-1]]
+        launch, args = functools.partial(_launch_packed, launch, len(args) - 1), [*args[:-1], *args[-1]]
     numbers = [sorted(number for _, number in blanks(each)) for each in (given, args)]
     return (launch, args) if numbers[0] == numbers[1] else (launcher, given)
 
 
-def _packing(launch: Callable[..., object], front: int) -> Callable[..., object]:
-    """The same launch for arguments of which all behind the first few are to be one."""
-
-    def packed(*args: object) -> None:
-        launch(*args[:front], args[front:])
-
-    return packed
+def _launch_packed(launch: Callable[..., object], front: int, *args: object) -> None:
+    """Launch with all arguments behind the first few as one."""
+    launch(*args[:front], args[front:])
 
 
 def blanks(args: list[Any]) -> list[tuple[int, int]]:

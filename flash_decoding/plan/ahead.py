@@ -52,15 +52,12 @@ def _fixed_plans(problem: Problem, hardware: Hardware, parts: tuple[int, ...]) -
     else:
         each, shared = invariant_tiles(problem, hardware)
     sizes = fixed_sizes(problem, each, with_roles=with_roles)
-    one = Plan(
-        "flash_decoding", "triton", each, 1, sizes.split, (), overlaps, roles=with_roles,
-        leaf_tokens=sizes.leaf, small_split_tokens=sizes.small_split, small_splits=sizes.small_splits,
-    )  # fmt: skip
+    one = Plan("flash_decoding", "triton", each, 1, overlap=overlaps, roles=with_roles, **sizes._asdict())
     plans = [one]
     for number in parts:
         plans.append(dataclasses.replace(one, num_splits=number))
         plans.append(dataclasses.replace(one, num_splits=number, runs=2, tile=shared))
-    if sizes.leaf:
+    if sizes.leaf_tokens:
         tile = roles.runs_tile(problem, few_keys=True) if with_roles else each
         by_leaf = dataclasses.replace(one, tile=tile, num_splits=parts[0], by_leaf=True)
         plans += [by_leaf, dataclasses.replace(by_leaf, runs=2)] if with_roles else [by_leaf]

@@ -12,7 +12,8 @@ from flash_decoding.invariant import (
     MOST_SPLITS,
     SHORT_LEAF_TOKENS,
     SMALL_SPLIT_TOKENS,
-    small_splits,
+    SMALL_SPLITS,
+    SMALL_SPLITS_OF_FEW_ROWS,
     split_tokens,
 )
 from flash_decoding.plan import roles
@@ -42,11 +43,12 @@ def fixed_plan(problem: Problem, hardware: Hardware) -> Plan:
     sizes = fixed_sizes(problem, tile, with_roles=with_roles)
     splits = most_splits(visible_tiles(problem, tile), sizes, tile)
     reasons: tuple[str, ...] = (
-        f"batch_invariant: splits have up to {sizes.split} keys, or a {MOST_SPLITS}th of their sequence's, "
-        "whatever else is in the batch",
+        f"batch_invariant: splits have up to {sizes.split_tokens} keys, or a {MOST_SPLITS}th of their "
+        "sequence's, whatever else is in the batch",
     )
-    if sizes.small_split:
-        reasons += (f"up to {sizes.small_splits} splits of a sequence have up to {sizes.small_split} keys",)
+    if sizes.small_split_tokens:
+        most = sizes.small_split_tokens
+        reasons += (f"up to {sizes.small_splits} splits of a sequence have up to {most} keys",)
     leaves = choose_leaves(problem, tile, splits, sizes, hardware)
     parts = leaves or splits
     whole = problem.heads_kv * problem.batch
@@ -64,9 +66,8 @@ def fixed_plan(problem: Problem, hardware: Hardware) -> Plan:
         reasons += (f"too few programs: up to {leaves} parts of splits of each sequence have one",)
     at_once = hardware.sm_count if with_roles and not runs and whole > hardware.sm_count else 0
     return Plan(
-        kind_of(parts), "triton", tile, parts, sizes.split, reasons, hardware.overlaps_launches,
-        roles=with_roles, programs=at_once, leaf_tokens=sizes.leaf, by_leaf=leaves > 0,
-        small_split_tokens=sizes.small_split, small_splits=sizes.small_splits, runs=runs,
+        kind_of(parts), "triton", tile, parts, reasons=reasons, overlap=hardware.overlaps_launches,
+        roles=with_roles, programs=at_once, by_leaf=leaves > 0, runs=runs, **sizes._asdict(),
     )  # fmt: skip
 
 
@@ -76,19 +77,16 @@ def _of_longest(problem: Problem) -> Problem:
 
 
 class FixedSizes(NamedTuple):
-    """Keys of parts, in whole tiles."""
+    """Sizes of parts as a plan has them, under its names."""
 
-    split: int
-    """At most."""
-    small_split: int
-    """At most, in a sequence of up to ``small_splits``; 0 where there are none."""
+    split_tokens: int
+    small_split_tokens: int
     small_splits: int
-    leaf: int
-    """0 where splits have no leaves."""
+    leaf_tokens: int
 
 
 def fixed_sizes(problem: Problem, tile: Tile, *, with_roles: bool) -> FixedSizes:
-    """Keys of a split, whatever the tile, and of its leaves."""
+    """Keys of splits and of leaves, in whole tiles; 0 where there are no small splits, or no leaves."""
 
     def whole(tokens: int) -> int:
         return max(1, tokens // tile.block_n) * tile.block_n
@@ -98,7 +96,9 @@ def fixed_sizes(problem: Problem, tile: Tile, *, with_roles: bool) -> FixedSizes
     if has_leaves(problem, tile, with_roles=with_roles):
         return FixedSizes(split, 0, 0, max(tile.block_n, LEAF_TOKENS * 128 // min(wide, 128)))
     small = whole(SMALL_SPLIT_TOKENS * 128 // max(wide, 128))
-    return FixedSizes(split, min(split, small), small_splits(_of_longest(problem).rows), 0)
+    has_few_rows = _of_longest(problem).rows <= FEW_ROWS
+    most = SMALL_SPLITS_OF_FEW_ROWS if has_few_rows else SMALL_SPLITS
+    return FixedSizes(split, min(split, small), most, 0)
 
 
 def has_leaves(problem: Problem, tile: Tile, *, with_roles: bool) -> bool:
@@ -114,7 +114,7 @@ def most_splits(tiles: int, sizes: FixedSizes, tile: Tile) -> int:
     """Splits of a sequence of so many tiles: one, doubled as often as it takes, up to MOST_SPLITS."""
     splits = 1
     while splits < MOST_SPLITS:
-        most = sizes.small_split if splits < sizes.small_splits else sizes.split
+        most = sizes.small_split_tokens if splits < sizes.small_splits else sizes.split_tokens
         if tiles * tile.block_n <= splits * most:
             break
         splits *= 2
@@ -124,14 +124,15 @@ def most_splits(tiles: int, sizes: FixedSizes, tile: Tile) -> int:
 def choose_leaves(problem: Problem, tile: Tile, splits: int, sizes: FixedSizes, hardware: Hardware) -> int:
     """Most leaves of a sequence, where each is to have a program; 0 where splits give enough of them."""
     programs = row_tiles(problem, tile.block_m) * problem.heads_kv * problem.batch
-    if not sizes.leaf or programs * splits >= ENOUGH_PROGRAMS * hardware.sm_count:
+    if not sizes.leaf_tokens or programs * splits >= ENOUGH_PROGRAMS * hardware.sm_count:
         return 0
-    short = max(tile.block_n, sizes.leaf * SHORT_LEAF_TOKENS // LEAF_TOKENS)
-    tokens, seen = sizes.split, visible_tiles(problem, tile) * tile.block_n
-    alone = [tiles_in(min(seen, tokens, FEW_LEAVES * leaf), leaf) for leaf in (short, 2 * short)]
+    leaf, tokens = sizes.leaf_tokens, sizes.split_tokens
+    short = max(tile.block_n, leaf * SHORT_LEAF_TOKENS // LEAF_TOKENS)
+    seen = visible_tiles(problem, tile) * tile.block_n
+    alone = [tiles_in(min(seen, tokens, FEW_LEAVES * size), size) for size in (short, 2 * short)]
     alone.append(tiles_in(min(seen, tokens), 4 * short))
     doubled = [2**i for i in range(1, LEAFY_SPLITS.bit_length()) if 2**i <= splits]
-    of_several = [several * tiles_in(min(tokens, -(-seen // several)), sizes.leaf) for several in doubled]
+    of_several = [several * tiles_in(min(tokens, -(-seen // several)), leaf) for several in doubled]
     leaves = max(*alone, *of_several, splits)
     return leaves if leaves > splits else 0
 
